@@ -1,0 +1,301 @@
+"""The other end of an agent's connection: start one, ask it to work, read its answers.
+
+Used by the front-end for its control connections and by an agent that sends bytes to the agent of
+another machine. How the bytes travel is the stream's business: a local process, the OpenSSH client
+(both here), or paramiko (``frontend.ssh``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from onestor_lib.agent import channel, errors
+from onestor_lib.agent.errors import HostUnreachable
+
+GREETING = b"onestor agent\n"
+
+# The bundle this process was started with, to start further agents from an agent.
+payload = b""
+
+_BOOT = """\
+import os,sys,zlib
+if sys.version_info<(3,9):sys.exit("python3 here is "+sys.version.split()[0]+", onestor needs 3.9")
+def r(n):
+ b=b""
+ while len(b)<n:
+  c=os.read(0,n-len(b))
+  if not c:sys.exit(1)
+  b+=c
+ return b
+p=r(int(r(10)))
+import json
+d=json.loads(zlib.decompress(p))
+n={"__name__":"onestor_bootstrap"}
+exec(d["bootstrap"],n)
+n["start"](d["modules"],d["settings"],p)
+"""
+
+# Constant texts, built from no data: the one for an argv, the other for a login shell.
+BOOT_CODE = f"exec({json.dumps(_BOOT)})"
+PYTHON_OPTIONS = "-ISB"  # isolated, without site, without writing bytecode
+
+
+def shell_command(python: str) -> str:
+    """The command line that starts an agent on a host; ``python`` is a checked program name."""
+    return f"{python} {PYTHON_OPTIONS} -c '{BOOT_CODE}'"
+
+
+class Stream(Protocol):
+    """A connection to a program: bytes in, bytes out, and its last words."""
+
+    def send(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
+        """Write all; ``TimeoutError`` after ``timeout`` seconds without progress."""
+
+    def receive(self, timeout: float) -> bytes:
+        """What has come, at least one byte; b"" at the end; ``TimeoutError``."""
+
+    def last_words(self) -> str:
+        """Why it ended: the program's error output, and its exit status."""
+
+    def close(self) -> None:
+        """End the connection and the program."""
+
+
+class AgentClient:
+    """Speaks with one agent; a context manager that ends it.
+
+    ``host`` names the machine in errors; ``on_log`` gets (severity, text), ``on_progress`` gets
+    (done, total) in bytes.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        host: str,
+        *,
+        on_log: Callable[[str, str], None] = lambda severity, text: None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.host = host
+        self._stream, self._on_log, self._on_progress = stream, on_log, on_progress
+        self._buffer = bytearray()
+        self._sending = threading.Lock()
+        self._closed = threading.Event()
+
+    def start(self, bundle: bytes) -> None:
+        """Send the code and wait for the greeting; noise of login scripts before it is skipped.
+
+        Raises :class:`HostUnreachable` with what the other side said instead.
+        """
+        self._send(b"%9d\n" % len(bundle) + bundle)
+        noise = bytearray()
+        while True:
+            line = self._read_line("start the agent")
+            if line + b"\n" == GREETING:
+                break
+            noise += line
+            if len(noise) > 1 << 16:
+                raise HostUnreachable("start the agent", "endless output", host=self.host)
+        threading.Thread(target=self._pulse, daemon=True).start()
+        self._next_message("start the agent")
+
+    def call(
+        self,
+        operation: str,
+        *,
+        on_ask: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Run ``operation`` to its end and return its result; its error is raised.
+
+        ``on_ask`` does this side's part when the operation asks for it; an error it raises is
+        carried to the agent, which ends the operation with it.
+        """
+        self.request(operation, arguments)
+        while True:
+            message = self._next_message(operation)
+            if "ask" not in message:
+                return self._outcome(message)
+            if on_ask is None:
+                raise errors.ProgrammerError(operation, f"nobody answers {message['ask']!r}")
+            try:
+                self._message({"answer": on_ask(message)})
+            except errors.OnestorError as error:
+                self._message({"refusal": errors.to_json(error)})
+                # The agent gives the refusal back as its error, after it has cleaned up.
+
+    def request(self, operation: str, arguments: dict[str, Any], *, stream: bool = False) -> None:
+        """Send a request; with ``stream`` raw bytes follow through :meth:`send_raw`."""
+        self._message({"op": operation, "args": arguments, **({"stream": True} if stream else {})})
+
+    def send_raw(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
+        """Bytes of a stream; ``TimeoutError`` when nothing moves for ``timeout`` seconds."""
+        self._stream.send(data, timeout)
+
+    def result(self, operation: str) -> Any:
+        """The result of a streamed request."""
+        return self._outcome(self._next_message(operation))
+
+    def close(self) -> None:
+        self._closed.set()
+        self._stream.close()
+
+    def __enter__(self) -> AgentClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _outcome(self, message: dict[str, Any]) -> Any:
+        if "error" in message:
+            if "traceback" in message["error"]:
+                self._on_log("DEBUG", str(message["error"]["traceback"]))
+            raise errors.from_json(message["error"], host=self.host)
+        return message.get("result")
+
+    def _next_message(self, step: str) -> dict[str, Any]:
+        while True:
+            line = self._read_line(step)
+            if not line:
+                continue  # a sign of life
+            message = channel.parse(line)
+            if "log" in message:
+                severity, text = message["log"]
+                self._on_log(str(severity), str(text))
+            elif "progress" in message:
+                done, total = message["progress"]
+                self._on_progress(int(done), int(total))
+            else:
+                return message
+
+    def _read_line(self, step: str) -> bytes:
+        while (end := self._buffer.find(b"\n")) < 0:
+            try:
+                block = self._stream.receive(channel.SILENCE)
+            except TimeoutError:
+                raise HostUnreachable(
+                    step, f"no sign of life for {channel.SILENCE:.0f} s", host=self.host
+                ) from None
+            if not block:
+                raise HostUnreachable(step, self._stream.last_words(), host=self.host)
+            self._buffer += block
+            if len(self._buffer) > channel.MAX_LINE:
+                raise HostUnreachable(step, "a line without end", host=self.host)
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def _message(self, message: dict[str, Any]) -> None:
+        self._send(json.dumps(message).encode("ascii") + b"\n")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            with self._sending:
+                self._stream.send(data, channel.SILENCE)
+        except (TimeoutError, OSError) as error:
+            cause = self._stream.last_words() or str(error) or "the connection is lost"
+            raise HostUnreachable("talk to the agent", cause, host=self.host) from error
+
+    def _pulse(self) -> None:
+        while not self._closed.wait(channel.PULSE):
+            with contextlib.suppress(OSError, HostUnreachable):
+                self._send(b"\n")
+
+
+class ProcessStream:
+    """A stream to a program started here: a local agent, or the OpenSSH client."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv0 = argv[0]
+        self._process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._in, self._out, self._err = (
+            self._process.stdin.fileno(),
+            self._process.stdout.fileno(),
+            self._process.stderr.fileno(),
+        )
+        for fd in (self._in, self._out, self._err):
+            os.set_blocking(fd, False)
+        self._said = bytearray()
+
+    def send(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
+        view = memoryview(data)
+        while view:
+            readable, writable, _ = select.select([self._err], [self._in], [], timeout)
+            if readable and not self._listen() and not writable:
+                # End of its error output: only the pipe to it can tell more.
+                _, writable, _ = select.select([], [self._in], [], timeout)
+            if writable:
+                view = view[os.write(self._in, view) :]
+            elif not readable:
+                raise TimeoutError
+
+    def receive(self, timeout: float) -> bytes:
+        deadline = time.monotonic() + timeout
+        watched = [self._out, self._err]
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            readable, _, _ = select.select(watched, [], [], left)
+            if not readable:
+                raise TimeoutError
+            if self._err in readable and not self._listen():
+                watched.remove(self._err)
+            if self._out in readable:
+                return os.read(self._out, 1 << 16)
+
+    def last_words(self) -> str:
+        self._end()
+        self._listen()
+        lines = self._said.decode("utf-8", "replace").strip().splitlines()[-3:]
+        said = "; ".join(line.strip() for line in lines)
+        status = self._process.returncode
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        return f"{said} ({self._argv0}: {how})" if said else f"{self._argv0} ended: {how}"
+
+    def close(self) -> None:
+        self._end()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError):
+                if pipe:
+                    pipe.close()
+
+    def _listen(self) -> bool:
+        """Take what the program says on stderr; False at its end."""
+        try:
+            block = os.read(self._err, 1 << 16)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._said += block
+        del self._said[: -(16 << 10)]
+        return bool(block)
+
+    def _end(self) -> None:
+        """Close its stdin, which is its signal to clean up and end; insist after a while."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                self._process.wait(5.0)
+                return
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signum)
+        self._process.wait()

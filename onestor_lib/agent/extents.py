@@ -1,0 +1,129 @@
+"""Sparse files: where their data lies, and copies that keep holes or fill them.
+
+Holes are found with lseek(2) SEEK_DATA/SEEK_HOLE, never guessed from the number of allocated
+blocks: some file systems report none for fresh data (known failure A22).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+from onestor_lib.agent.chunks import CHUNK, is_zero
+
+_FICLONE = 0x40049409  # ioctl_ficlone(2)
+_NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
+
+
+def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The data extents (start, end) of a file of ``size`` bytes, in order."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            yield position, size  # a file system without SEEK_DATA: all of it may be data
+            return
+        if start >= size:
+            return
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        yield start, end
+        position = end
+
+
+def data_chunks(fd: int, size: int) -> Iterator[int]:
+    """The indexes of the chunks that hold data, in order, each once."""
+    done = -1
+    for start, end in data(fd, size):
+        for index in range(max(start // CHUNK, done + 1), (end - 1) // CHUNK + 1):
+            yield index
+            done = index
+
+
+def reflink(source: int, target: int) -> bool:
+    """Make ``target`` share all blocks of ``source``; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _NOT_HERE:
+            return False
+        raise
+    return True
+
+
+def copy(source: int, target: int, size: int, *, sparse: bool) -> None:
+    """Copy ``size`` bytes between two files on this machine.
+
+    Shares blocks where the file system can (XFS, btrfs), else lets the kernel copy the data
+    extents. ``sparse`` False allocates the whole target, so that it cannot run out of space later.
+    """
+    if sparse and reflink(source, target):
+        return
+    os.ftruncate(target, size)
+    if not sparse:
+        allocate(target, size)
+    for start, end in data(source, size):
+        _copy_range(source, target, start, end)
+
+
+def allocate(fd: int, size: int) -> None:
+    """Give all of a file's first ``size`` bytes blocks on the disk (posix_fallocate(3))."""
+    if size:
+        os.posix_fallocate(fd, 0, size)
+
+
+def write_chunk(
+    fd: int, offset: int, block: bytes | bytearray | memoryview, *, sparse: bool
+) -> None:
+    """Write ``block``; when ``sparse``, a block of zeros is left as the hole it finds there."""
+    if sparse and is_zero(block):
+        return
+    view = memoryview(block)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def read_exactly(fd: int, count: int, offset: int) -> bytes:
+    """``count`` bytes at ``offset``, fewer only at the end of the file."""
+    parts = []
+    while count and (block := os.pread(fd, count, offset)):
+        parts.append(block)
+        count, offset = count - len(block), offset + len(block)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def forget_pages(fd: int) -> None:
+    """Let the page cache drop what was just written or read (known failure K11); a hint only."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        try:
+            copied = os.copy_file_range(source, target, min(end - start, 1 << 30), start, start)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            _read_and_write(source, target, start, end)
+            return
+        if not copied:
+            return  # the source became shorter: the caller compares sizes
+        start += copied
+
+
+def _read_and_write(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        block = read_exactly(source, min(CHUNK, end - start), start)
+        if not block:
+            return
+        write_chunk(target, start, block, sparse=False)
+        start += len(block)

@@ -1,0 +1,36 @@
+"""What an agent can be asked to do: the table from operation names to functions.
+
+Each function takes the :class:`~onestor_lib.agent.server.Call` and the request's arguments by
+name, and returns something JSON can carry. Modules are loaded when first needed: an agent usually
+lives for one operation, and what it does not load it does not compile.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+OPERATIONS = {
+    "disk.place": "disk:place",
+    "disk.delete": "disk:delete",
+    "directory.delete": "disk:delete_directory",
+    "image.describe": "image:describe",
+    "image.import": "image:import_file",
+    "image.measure": "image:measure",
+    "image.remove": "image:remove",
+    "transfer.send": "transfer:send",
+    "transfer.receive": "transfer:receive",
+    "transfer.copy": "transfer:copy_here",
+    "usage.capacity": "usage:capacity",
+    "usage.disks": "usage:disks",
+    "program.run": "program:run",
+}
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function behind an operation's name."""
+    module, _, function = OPERATIONS[name].partition(":")
+    found = importlib.import_module(f"{__name__}.{module}")
+    operation: Callable[..., Any] = getattr(found, function)
+    return operation

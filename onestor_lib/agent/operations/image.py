@@ -1,0 +1,207 @@
+"""Operations on images in an image datastore, and on files that become images."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import crashpoints, extents, image_format, paths, publish, qemu_img
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.errors import (
+    InvalidInput,
+    Missing,
+    NoSpace,
+    OnestorError,
+    TransferFailed,
+    from_os_error,
+)
+from onestor_lib.agent.server import Call
+
+MB = 1 << 20
+
+
+def describe(call: Call, *, path: str, image_format: str, snapshots: bool) -> dict[str, Any]:
+    """What has to be known of a registered image before it is copied.
+
+    Sizes and allocated space in bytes, and with ``snapshots`` the size of each snapshot by id: of
+    ``<image>.snap/`` the files with a number for a name and nothing else (known failure A14).
+    """
+    step = "read image"
+    size, allocated, virtual = _facts(Path(path), image_format, step)
+    found: dict[str, int] = {}
+    snapshots_allocated = 0
+    directory = Path(path + ".snap")
+    if snapshots and directory.is_dir():
+        for file in sorted(directory.iterdir()):
+            if file.name.isascii() and file.name.isdigit():
+                found[file.name], blocks, _ = _facts(file, image_format, step)
+                snapshots_allocated += blocks
+    return {
+        "size": size,
+        "allocated": allocated + snapshots_allocated,
+        "virtual_size": virtual,
+        "snapshots": found,
+        "snapshots_allocated": snapshots_allocated,
+    }
+
+
+def measure(call: Call, *, path: str, rules: dict[str, list[str]], inspect: bool) -> dict[str, Any]:
+    """The size in bytes a file will have as an image: what a guest sees of it."""
+    fd = paths.open_image(path, paths.Rules(**rules), step="stat")
+    try:
+        return {"size": _describe_open(fd, path, inspect, "stat").virtual_size}
+    finally:
+        os.close(fd)
+
+
+def import_file(
+    call: Call,
+    *,
+    path: str,
+    rules: dict[str, list[str]],
+    base: str,
+    name: str,
+    inspect: bool,
+    wanted_format: str,
+    digests: dict[str, str],
+    sparse: bool,
+    check_space: bool,
+    convert_timeout: float,
+) -> dict[str, str]:
+    """Copy a local file into the image datastore ``base`` as ``name``; returns its format.
+
+    ``inspect`` False takes the bytes as they are, as "raw" (CDROM images and file datastores).
+    ``digests`` (algorithm to hexadecimal digest) are all compared with what was stored;
+    ``wanted_format`` "" keeps the format of the file. The front-end is asked at the end whether
+    the image is ``wanted`` still (known failure H6).
+    """
+    step = "copy image"
+    directory = Path(base)
+    fd = paths.open_image(path, paths.Rules(**rules), step=step)
+    try:
+        _describe_open(fd, path, inspect, step)  # refuse early, before a byte is copied
+        directory.mkdir(mode=0o755, exist_ok=True)
+        publish.sweep(directory)
+        if check_space:
+            _require_space(fd, directory, sparse, step)
+        with publish.Temporary(directory / name) as temporary, contextlib.ExitStack() as stack:
+            _copy(fd, temporary.path, path, digests, sparse, step)
+            crashpoints.reach("import.copied")
+            found = "raw"
+            if inspect:
+                # What counts is what we have now: the source may have changed under our hands.
+                found = _describe_file(temporary.path, path, step).format
+            final = temporary
+            if inspect and wanted_format not in ("", found):
+                final = stack.enter_context(publish.Temporary(directory / name))
+                qemu_img.convert(
+                    temporary.path, found, final.path, wanted_format,
+                    allocate=not sparse, step="convert image", timeout=convert_timeout,
+                )  # fmt: skip
+                found = wanted_format
+            if inspect:
+                qemu_img.virtual_size(final.path, found, step="inspect image")
+            crashpoints.reach("import.inspected")
+            call.ask("wanted")
+            final.publish(mode=0o660)
+    except OSError as error:
+        raise from_os_error(step, error, path=path) from error
+    finally:
+        os.close(fd)
+    return {"format": found}
+
+
+def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
+    """Remove an image with its snapshots and companions; nothing there is success.
+
+    The image itself goes last, so that a repeated call finds the rest (known failure H8).
+    """
+    image = paths.inside(path, base, step="remove image")
+    companions = [image.parent / (image.name + ending) for ending in (".snap", ".md5sum")]
+    there = [publish.remove(companion) for companion in companions]
+    crashpoints.reach("rm.companions")
+    there.append(publish.remove(image))
+    crashpoints.reach("rm.image")
+    publish.sweep(image.parent)
+    if any(there):
+        publish.sync_dir(image.parent)
+    return {"removed": any(there)}
+
+
+def _facts(path: Path, image_format_name: str, step: str) -> tuple[int, int, int]:
+    """Size, allocated and virtual size in bytes of an image in the format OpenNebula recorded."""
+    try:
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            head = file.read(image_format.HEAD) if image_format_name == "qcow2" else b""
+    except FileNotFoundError:
+        raise Missing(step, "no such file", path=str(path)) from None
+    except OSError as error:
+        raise from_os_error(step, error, path=str(path)) from error
+    virtual = facts.st_size
+    if image_format_name == "qcow2":
+        virtual = image_format.describe_qcow2(head, step=step, path=str(path)).virtual_size
+    # Some file systems report no blocks for fresh data (known failure A22): never count less
+    # than nothing, never more than the file.
+    return facts.st_size, min(facts.st_blocks * 512, facts.st_size + CHUNK), virtual
+
+
+def _describe_open(fd: int, path: str, inspect: bool, step: str) -> image_format.Description:
+    size = os.fstat(fd).st_size
+    if not inspect:
+        return image_format.Description("raw", size)
+    head = extents.read_exactly(fd, image_format.HEAD, 0)
+    if not size:
+        raise InvalidInput(step, "the file is empty", path=path)
+    return image_format.describe(head, size, step=step, path=path)
+
+
+def _describe_file(file: Path, path: str, step: str) -> image_format.Description:
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return _describe_open(fd, path, True, step)
+    finally:
+        os.close(fd)
+
+
+def _copy(
+    fd: int, temporary: Path, path: str, digests: dict[str, str], sparse: bool, step: str
+) -> None:
+    before = os.fstat(fd)
+    target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        extents.copy(fd, target, before.st_size, sparse=sparse)
+        after, stored = os.fstat(fd), os.fstat(target).st_size
+        if stored != before.st_size or before.st_mtime_ns != after.st_mtime_ns:
+            raise TransferFailed(step, "the file was changed while it was copied", path=path)
+        _check_digests(target, digests, path, step)
+    finally:
+        os.close(target)
+
+
+def _check_digests(fd: int, digests: dict[str, str], path: str, step: str) -> None:
+    """Compare every digest that was given (known failure H4), in one pass over the stored bytes."""
+    if not digests:
+        return
+    sums = {name: hashlib.new(name, usedforsecurity=False) for name in digests}
+    offset = 0
+    while block := extents.read_exactly(fd, CHUNK, offset):
+        for each in sums.values():
+            each.update(block)
+        offset += len(block)
+    for name, expected in digests.items():
+        if (found := sums[name].hexdigest()) != expected:
+            raise OnestorError(step, f"{name.upper()} is {found}, expected {expected}", path=path)
+
+
+def _require_space(fd: int, directory: Path, sparse: bool, step: str) -> None:
+    facts = os.fstat(fd)
+    needed = min(facts.st_blocks * 512, facts.st_size) if sparse else facts.st_size
+    figures = os.statvfs(directory)
+    available = figures.f_bavail * figures.f_frsize
+    if needed > available:
+        cause = f"{-(-needed // MB)} MB needed, {available // MB} MB available"
+        raise NoSpace(step, cause, path=str(directory))

@@ -1,0 +1,40 @@
+"""Operations that move the content of one file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import extents, transfer
+from onestor_lib.agent.errors import TransferFailed
+from onestor_lib.agent.server import Call
+
+
+def send(call: Call, *, path: str, **options: Any) -> dict[str, Any]:
+    """Send a file of this machine to another one, see :func:`onestor_lib.agent.transfer.send`."""
+    return transfer.send(Path(path), on_progress=call.progress, **options)
+
+
+def receive(call: Call, *, temporary: str, **options: Any) -> dict[str, Any]:
+    """Receive what :func:`send` streams behind this request."""
+    return transfer.receive(call.stream, Path(temporary), **options)
+
+
+def copy_here(call: Call, *, path: str, temporary: str, sparse: bool) -> dict[str, Any]:
+    """Copy a file of this machine into the existing file ``temporary`` of this machine."""
+    source = os.open(path, os.O_RDONLY)
+    try:
+        target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            before = os.fstat(source)
+            extents.copy(source, target, before.st_size, sparse=sparse)
+            after, copied = os.fstat(source), os.fstat(target).st_size
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not unchanged or copied != before.st_size:
+        raise TransferFailed("copy", "the file was changed while it was copied", path=path)
+    return {"size": before.st_size, "sent": 0}

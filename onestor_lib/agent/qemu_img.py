@@ -1,0 +1,55 @@
+"""qemu-img, each call with its formats given: nothing is ever probed (qemu-img(1), -f and -O)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from onestor_lib.agent import process
+from onestor_lib.agent.errors import CommandFailed
+
+QEMU_IMG = "qemu-img"
+QUICK = 60.0  # seconds for work on metadata
+
+
+def virtual_size(path: Path, image_format: str, *, step: str) -> int:
+    """The size a guest sees, in bytes. Runs under limits: the image may come from outside."""
+    argv = [QEMU_IMG, "info", "--output=json", "-f", image_format, str(path)]
+    result = process.run(argv, timeout=QUICK, step=step, limits=process.Limits())
+    result.check(step, path=str(path))
+    try:
+        size = json.loads(result.stdout)["virtual-size"]
+    except (ValueError, KeyError, TypeError):
+        size = None
+    if not isinstance(size, int):
+        raise CommandFailed(step, "qemu-img info gave no virtual size", path=str(path))
+    return size
+
+
+def grow(path: Path, image_format: str, size: int, *, allocate: bool, step: str) -> None:
+    """Make the image ``size`` bytes large for the guest; ``allocate`` gives the new part blocks."""
+    how = ["--preallocation=falloc"] if allocate else []
+    argv = [QEMU_IMG, "resize", "-q", *how, "-f", image_format, str(path), str(size)]
+    process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
+
+
+def convert(
+    source: Path,
+    source_format: str,
+    target: Path,
+    target_format: str,
+    *,
+    allocate: bool,
+    step: str,
+    timeout: float,
+) -> None:
+    """Write the content of ``source`` to ``target`` as a standalone image in another format.
+
+    ``allocate`` gives every byte of the guest's disk a block on the host's disk.
+    """
+    options = ["-o", "preallocation=falloc"] if allocate else []
+    if allocate:
+        options += ["-S", "0"]  # write zeros out instead of leaving holes
+    argv = [QEMU_IMG, "convert", "-q", "-f", source_format, "-O", target_format]
+    argv += [*options, str(source), str(target)]
+    process.run(argv, timeout=timeout, step=step).check(step, path=str(target))

@@ -1,0 +1,146 @@
+"""The agent's main loop: takes requests, runs operations, answers; ends with its connection.
+
+Messages to the agent: ``{"op": name, "args": {...}}``, and while an operation waits for the
+front-end's part, ``{"answer": {...}}`` or ``{"refusal": error}``. Messages from the agent:
+``{"agent": {...}}`` once, then ``{"log": [severity, text]}``, ``{"progress": [done, total]}``,
+``{"ask": question, ...}`` as they come, and ``{"result": ...}`` or ``{"error": {...}}`` last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import Any
+
+from onestor_lib.agent import channel, client, crashpoints, errors, publish
+from onestor_lib.agent.operations import OPERATIONS, load
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Call:
+    """One request being worked on: what an operation may do besides returning its result."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def log(self, severity: str, text: str) -> None:
+        """One line for the log of the VM or image; ``severity`` is INFO, WARN or ERROR."""
+        self._server.writer.send({"log": [severity, errors.one_line(text)]})
+
+    def progress(self, done: int, total: int) -> None:
+        """How many bytes of a long step are done."""
+        self._server.writer.send({"progress": [done, total]})
+
+    def ask(self, question: str, **facts: Any) -> dict[str, Any]:
+        """Let the front-end do its part now; its refusal is raised here as the error it is."""
+        self._server.writer.send({"ask": question, **facts})
+        message = self._server.next_message()
+        if "refusal" in message:
+            raise errors.from_json(message["refusal"])
+        answer = message.get("answer")
+        return answer if isinstance(answer, dict) else {}
+
+    @property
+    def stream(self) -> channel.ByteSource:
+        """The raw bytes behind a request that was sent with ``"stream": true``."""
+        return self._server.source
+
+
+class Server:
+    """Reads messages in a thread, so that the end of the connection interrupts any operation."""
+
+    def __init__(self) -> None:
+        self.source = channel.ByteSource(0)
+        self.writer = channel.Writer(1)
+        # None: the connection is at its end
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._busy = False
+
+    def serve(self) -> None:
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._pulse, daemon=True).start()
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
+        self.writer.send({"agent": facts})
+        while (message := self._messages.get()) is not None:
+            self._busy = True
+            self.writer.send(self._handle(message))
+            self._busy = False
+            if message.get("stream"):
+                return  # what is left of the stream is no message
+
+    def next_message(self) -> dict[str, Any]:
+        message = self._messages.get()
+        if message is None:
+            raise errors.Terminated
+        return message
+
+    def _handle(self, message: dict[str, Any]) -> dict[str, Any]:
+        name = str(message.get("op"))
+        try:
+            if name not in OPERATIONS:
+                raise errors.ProgrammerError("run an operation", f"there is none called {name}")
+            return {"result": load(name)(Call(self), **message.get("args", {}))}
+        except errors.OnestorError as error:
+            return {"error": errors.to_json(error)}
+        except OSError as error:
+            return {"error": errors.to_json(errors.from_os_error(name, error))}
+        except Exception as error:  # noqa: BLE001 - the boundary: reported, never a traceback for oned
+            bug = errors.ProgrammerError(name, f"{type(error).__name__}: {error}")
+            return {"error": {**errors.to_json(bug), "traceback": traceback.format_exc()}}
+
+    def _read(self) -> None:
+        try:
+            while True:
+                line = self.source.read_line(channel.SILENCE)
+                if not line:
+                    continue
+                message = channel.parse(line)
+                self._messages.put(message)
+                if message.get("stream"):
+                    return  # from here on the operation itself reads, and notices the end
+        except (EOFError, TimeoutError, OSError, errors.OnestorError):
+            self._messages.put(None)
+            if self._busy:
+                # A lost connection ends the work: the handler raises in the main thread.
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _pulse(self) -> None:
+        while True:
+            threading.Event().wait(channel.PULSE)
+            try:
+                self.writer.pulse()
+            except OSError:
+                return
+
+
+def main(settings: dict[str, str], payload: bytes) -> None:
+    """Serve until the connection ends; called by the bootstrap code with what started it."""
+    crashpoints.choose(settings.get("crash_at", ""))
+    client.payload = payload
+    for signum in _ENDING:
+        signal.signal(signum, _terminate)
+    os.umask(0o022)
+    # Nothing but our messages may reach the connection: not an operation's print, not a program's.
+    connection = os.dup(1)
+    os.dup2(2, 1)
+    os.write(connection, client.GREETING)
+    server = Server()
+    server.writer = channel.Writer(connection)
+    with contextlib.suppress(errors.Terminated, BrokenPipeError):
+        server.serve()
+    publish.discard_unfinished()
+    os._exit(0)  # the reading thread may sit in a system call for ever
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)  # once: a second must not break the clean-up
+    raise errors.Terminated

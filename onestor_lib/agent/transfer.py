@@ -1,0 +1,189 @@
+"""Moving the content of one file to another machine: data chunks only, verified before use.
+
+The sender starts an agent on the receiving machine through the OpenSSH client and streams frames
+to it; both sides digest what they see while the bytes are under way, so neither file is read
+twice. The receiver compares length and digest before it says that the file is complete.
+
+Frame: kind, offset, length, then ``length`` bytes. ``D`` carries data; ``E`` ends the stream, its
+offset is the size of the file and its bytes are the sender's digest.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import chunks, client, crashpoints, extents
+from onestor_lib.agent.channel import ByteSource
+from onestor_lib.agent.chunks import CHUNK, ContentDigest
+from onestor_lib.agent.errors import (
+    TransferFailed,
+    from_os_error,
+)
+
+_FRAME = struct.Struct(">cQI")
+_IN_FLIGHT = 16  # chunks held in memory by either side
+_REPORT = 0.5  # seconds between two progress messages
+
+
+def send(
+    path: Path,
+    argv: Sequence[str],
+    *,
+    host: str,
+    temporary: str,
+    sparse: bool,
+    stall: float,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Send the file ``path`` into the existing file ``temporary`` of ``host``.
+
+    ``argv`` starts the agent there. ``stall`` is how many seconds may pass without progress.
+    Returns size, digest and bytes sent. Raises :class:`TransferFailed` or
+    :class:`HostUnreachable` when the link is to blame, else what the receiver met.
+    """
+    step = "send"
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW if not path.is_symlink() else os.O_RDONLY)
+    try:
+        before = os.fstat(fd)
+        with client.AgentClient(client.ProcessStream(argv), host) as receiver:
+            receiver.start(client.payload)
+            crashpoints.reach("send.started")
+            arguments = {
+                "temporary": temporary, "size": before.st_size, "sparse": sparse, "stall": stall,
+            }  # fmt: skip
+            receiver.request("transfer.receive", arguments, stream=True)
+            try:
+                digest, sent = _stream(fd, before.st_size, receiver, stall, on_progress)
+            except TimeoutError:
+                raise TransferFailed(
+                    step, f"nothing moved for {stall:.0f} s", host=host, path=temporary
+                ) from None
+            except BrokenPipeError:
+                digest, sent = "", 0  # the receiver has ended: what it says is the reason
+            received = receiver.result("receive")
+            crashpoints.reach("send.ended")
+        after = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise TransferFailed(step, "the file was changed while it was sent", path=str(path))
+    if received.get("digest") != digest:
+        raise TransferFailed(step, "the receiver has other bytes", host=host, path=temporary)
+    return {"size": before.st_size, "digest": digest, "sent": sent}
+
+
+def receive(
+    source: ByteSource, temporary: Path, *, size: int, sparse: bool, stall: float
+) -> dict[str, Any]:
+    """Write the stream into the existing file ``temporary``; returns size and digest.
+
+    Raises :class:`TransferFailed` unless exactly the announced bytes have come. The caller owns
+    the file and removes it then.
+    """
+    step = "receive"
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError as error:
+        raise from_os_error(step, error, path=str(temporary)) from error
+    digest = ContentDigest()
+    crashpoints.reach("receive.started")
+    try:
+        with _Pipeline(2) as work:
+            os.ftruncate(fd, size)
+            if not sparse:
+                extents.allocate(fd, size)
+            while True:
+                kind, offset, length = _FRAME.unpack(source.read_exactly(_FRAME.size, stall))
+                if length > CHUNK:
+                    raise TransferFailed(step, "the stream is damaged", path=str(temporary))
+                block = source.read_exactly(length, stall)
+                if kind == b"E":
+                    break
+                if kind != b"D" or offset % CHUNK or offset + length > size:
+                    raise TransferFailed(step, "the stream is damaged", path=str(temporary))
+                if offset >= size // 2:
+                    crashpoints.reach("receive.half")
+                work.submit(digest.add, offset // CHUNK, block)
+                work.submit(_write, fd, offset, block)
+        crashpoints.reach("receive.ended")
+        found = digest.hexdigest(size)
+        if offset != size or bytes(block).decode("ascii", "replace") != found:
+            raise TransferFailed(step, "length or digest differ", path=str(temporary))
+    except EOFError:
+        raise TransferFailed(step, "the sender went away", path=str(temporary)) from None
+    except TimeoutError:
+        raise TransferFailed(step, f"nothing came for {stall:.0f} s", path=str(temporary)) from None
+    except OSError as error:
+        raise from_os_error(step, error, path=str(temporary)) from error
+    finally:
+        os.close(fd)
+    return {"size": size, "digest": found}
+
+
+def _stream(
+    fd: int,
+    size: int,
+    receiver: client.AgentClient,
+    stall: float,
+    on_progress: Callable[[int, int], None],
+) -> tuple[str, int]:
+    """Send all data chunks and the end frame; the digest and how many bytes went out."""
+    digest = ContentDigest()
+    sent = 0
+    reported = time.monotonic()
+    with _Pipeline(1) as work:
+        for index in extents.data_chunks(fd, size):
+            offset = index * CHUNK
+            block = extents.read_exactly(fd, min(CHUNK, size - offset), offset)
+            if chunks.is_zero(block):
+                continue
+            if offset >= size // 2:
+                crashpoints.reach("send.half")
+            work.submit(digest.add, index, block)
+            receiver.send_raw(_FRAME.pack(b"D", offset, len(block)), stall)
+            receiver.send_raw(block, stall)
+            sent += len(block)
+            if time.monotonic() - reported > _REPORT:
+                on_progress(offset + len(block), size)
+                reported = time.monotonic()
+    found = digest.hexdigest(size)
+    receiver.send_raw(_FRAME.pack(b"E", size, len(found)) + found.encode("ascii"), stall)
+    on_progress(size, size)
+    return found, sent
+
+
+def _write(fd: int, offset: int, block: bytearray) -> None:
+    extents.write_chunk(fd, offset, block, sparse=False)
+
+
+class _Pipeline:
+    """A few threads that digest and write while the next chunk is read, with bounded memory.
+
+    Hashing and system calls let other threads run, so this overlaps for real. The first error of
+    a task is raised at the next :meth:`submit` or at the end of the ``with`` block.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._pending: deque[Future[None]] = deque()
+
+    def submit(self, task: Callable[..., None], *arguments: Any) -> None:
+        self._pending.append(self._pool.submit(task, *arguments))
+        if len(self._pending) >= _IN_FLIGHT:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> _Pipeline:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._pool.shutdown(wait=True)
+        if error is None:
+            for future in self._pending:
+                future.result()

@@ -1,0 +1,127 @@
+"""The VM directory ``<system datastore>/<vm>/``: its names, and what lies there already.
+
+Beside each ``disk.N`` we keep a small *record* of what put it there. It tells a retry's own
+leftover, which may be replaced, from a file nobody can account for, which is set aside: it may be
+the only copy of a persistent disk whose way back failed (contract section 8, traps 23 and 25).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import crashpoints, publish
+
+MARKER = ".monitor"  # names the driver to the host probe (contract section 4.1)
+DRIVER = "onestor"
+
+
+def record_path(disk: Path) -> Path:
+    """Where the record of ``disk`` lies."""
+    return disk.parent / f".{disk.name}.record"
+
+
+def lock_path(disk: Path) -> Path:
+    """The lock that whoever puts ``disk`` in place holds."""
+    return disk.parent / f".{disk.name}.lock"
+
+
+def snapshots_path(disk: Path) -> Path:
+    """The directory of the disk's snapshots."""
+    return disk.parent / f"{disk.name}.snap"
+
+
+def read_record(disk: Path) -> dict[str, Any]:
+    """What the record says; nothing when it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(record_path(disk).read_bytes())
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def write_record(disk: Path, record: dict[str, Any]) -> None:
+    """Replace the record of ``disk``."""
+    publish.write_file(record_path(disk), json.dumps(record).encode("ascii") + b"\n")
+
+
+def mark_monitored(datastore: Path) -> None:
+    """Let the host's probe find our ``monitor_ds`` for this datastore; never an empty marker."""
+    marker = datastore / MARKER
+    wanted = f"{DRIVER}\n".encode("ascii")
+    with contextlib.suppress(OSError):
+        if marker.read_bytes() == wanted:
+            return
+    publish.write_file(marker, wanted)
+
+
+@contextlib.contextmanager
+def created(directory: Path) -> Iterator[None]:
+    """Make ``directory`` with its parents; when the block fails, leave no new empty one behind."""
+    new = []
+    for path in (directory, *directory.parents):
+        if path.exists():
+            break
+        new.append(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        _remove_if_bare(directory)
+        for path in new[1:]:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def set_aside(path: Path) -> Path:
+    """Rename something unknown to a dot name that nothing of ours touches; returns the new name."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.parent / f".{path.name}.{stamp}-{os.getpid()}.leftover"
+    path.rename(aside)
+    return aside
+
+
+def remove_disk(disk: Path) -> bool:
+    """Remove a disk and all that belongs to it alone; whether there was anything.
+
+    The disk goes last: as long as it is there, a repeated delete finds the rest by its name.
+    """
+    there = False
+    for path in (snapshots_path(disk), disk.parent / f"{disk.name}.base", record_path(disk)):
+        there |= publish.remove(path)
+    crashpoints.reach("delete.disk")
+    return publish.remove(disk) or there
+
+
+def remove(directory: Path) -> bool:
+    """Remove a whole VM directory; whether it was there.
+
+    It disappears under its name in one step, so that a clone still at work for this VM finds no
+    directory to publish in (contract section 8, trap 8); what is left of a removal that is killed
+    goes with the next sweep.
+    """
+    trash = directory.parent / publish.temporary_name(directory.name)
+    try:
+        directory.rename(trash)
+    except FileNotFoundError:
+        return False
+    crashpoints.reach("delete.renamed")
+    publish.remove(trash)
+    crashpoints.reach("delete.removed")
+    return True
+
+
+def _remove_if_bare(directory: Path) -> None:
+    """Remove a directory that holds nothing but lock files."""
+    with contextlib.suppress(OSError):
+        names = os.listdir(directory)
+        if all(name.startswith(".") and name.endswith(".lock") for name in names):
+            for name in names:
+                (directory / name).unlink()
+            directory.rmdir()
