@@ -1,0 +1,1 @@
+"""One module for each action OpenNebula calls; ``run`` tells its whole flow."""

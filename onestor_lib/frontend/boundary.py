@@ -1,0 +1,105 @@
+"""The boundary between oned and an action: everything every action has in common.
+
+Parses nothing itself and decides nothing: it finds the settings, the log and the version of
+OpenNebula, runs the action, prints its one answer, and turns whatever happens into one line and
+an exit status (contract sections 1.4 and 1.5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, Callable
+
+import onestor_lib
+from onestor_lib.agent import crashpoints
+from onestor_lib.agent.errors import OnestorError, ProgrammerError, Terminated, from_os_error
+from onestor_lib.frontend import config, log, message
+
+_INTERRUPTED = 143  # as a shell says of a program that SIGTERM has ended
+
+
+@dataclass
+class Request:
+    """One call of an action."""
+
+    kind: str  # "tm" or "datastore"
+    action: str
+    argv: list[str]
+    stdin: BinaryIO
+    settings: config.Settings
+    log: log.Log
+    remotes: Path = field(default_factory=Path)
+
+    def message(self) -> message.Message:
+        """The message of a datastore action."""
+        return message.read(self.argv, self.stdin)
+
+
+def run(kind: str, action: str, argv: Sequence[str]) -> int:
+    """Run one action as oned calls it; returns the exit status.
+
+    ``onestor_lib.frontend.actions.<kind>_<action>.run`` does the work and may return the answer.
+    """
+    journal = log.Log(action)
+    try:
+        answer = _run(kind, action, list(argv), journal)
+        if answer is not None:
+            _print(answer)
+        return 0
+    except OnestorError as error:
+        journal.failure(str(error))
+        return error.exit_code
+    except Terminated:
+        journal.failure(f"{action}: terminated")
+        return _INTERRUPTED
+    except OSError as error:
+        journal.failure(str(from_os_error(action, error)))
+        return OnestorError.exit_code
+    except Exception as error:  # noqa: BLE001 - never a traceback for oned, always one for us
+        journal.line("DEBUG", traceback.format_exc())
+        cause = f"{type(error).__name__}: {error} (the log has more)"
+        journal.failure(str(ProgrammerError(action, cause)))
+        return ProgrammerError.exit_code
+
+
+def _run(kind: str, action: str, argv: list[str], journal: log.Log) -> str | None:
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _terminate)
+    crashpoints.choose(os.environ.get(crashpoints.VARIABLE, ""))
+    remotes = remotes_directory()
+    journal.version = log.opennebula_version(remotes)
+    settings = config.load(kind, remotes)
+    journal.write_to(settings.path("LOG_FILE"))
+    module = importlib.import_module(f"onestor_lib.frontend.actions.{kind}_{action}")
+    work: Callable[[Request], str | None] = module.run
+    request = Request(kind, action, argv, sys.stdin.buffer, settings, journal, remotes)
+    # Whatever an action or a library prints must not become an image's SOURCE (section 1.4).
+    with contextlib.redirect_stdout(sys.stderr):
+        return work(request)
+
+
+def remotes_directory() -> Path:
+    """OpenNebula's ``remotes``: onestor_lib lies in it once it is installed."""
+    return Path(onestor_lib.__file__).resolve().parent.parent
+
+
+def _print(answer: str) -> None:
+    # A cancelled action has no reader left; its work is done all the same.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise Terminated

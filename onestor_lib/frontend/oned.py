@@ -1,0 +1,134 @@
+"""Asking oned: its XML-RPC API, found and signed on to as OpenNebula's own tools do.
+
+``onevm show -x`` would start Ruby and take half a second (docs/design.md, section 6).
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import xmlrpc.client
+from pathlib import Path
+
+from onestor_lib.agent.errors import Missing, OnedUnavailable
+from onestor_lib.frontend import xml
+
+TIMEOUT = 30.0  # seconds; $ONE_XMLRPC_TIMEOUT overrides it, as for OpenNebula's tools
+_NO_EXISTS = 0x0400
+
+
+class Client:
+    """The four questions a driver has; each answer is the object's XML.
+
+    Raises :class:`Missing` for an object that oned does not know and :class:`OnedUnavailable`
+    when it cannot be asked.
+    """
+
+    def vm(self, vm_id: int) -> xml.Element:
+        return self._info("vm", vm_id)
+
+    def datastore(self, datastore_id: int) -> xml.Element:
+        return self._info("datastore", datastore_id)
+
+    def host(self, host_id: int) -> xml.Element:
+        return self._info("host", host_id)
+
+    def image(self, image_id: int) -> xml.Element:
+        return self._info("image", image_id)
+
+    def _info(self, kind: str, object_id: int) -> xml.Element:
+        step = f"ask oned for {kind} {object_id}"
+        url = endpoint()
+        try:
+            proxy = xmlrpc.client.ServerProxy(url, transport=_transport(url))
+            with proxy:
+                answer = getattr(proxy, f"one.{kind}.info")(_session(), object_id)
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError) as error:
+            raise OnedUnavailable(step, f"{url}: {error}") from None
+        if not isinstance(answer, list) or len(answer) < 2:
+            raise OnedUnavailable(step, f"{url}: unexpected answer")
+        if answer[0] is not True:
+            error_class = Missing if answer[2:3] == [_NO_EXISTS] else OnedUnavailable
+            raise error_class(step, str(answer[1]))
+        return xml.parse(str(answer[1]).encode("utf-8"), f"{kind} {object_id}")
+
+
+def endpoint() -> str:
+    """Where oned listens: $ONE_XMLRPC, one_endpoint files, else localhost (contract section 5)."""
+    if url := os.environ.get("ONE_XMLRPC"):
+        return url
+    for directory in _homes():
+        if url := _read(directory / "one_endpoint"):
+            return url
+    return "http://localhost:2633/RPC2"
+
+
+def _session() -> str:
+    candidates = [directory / "one_auth" for directory in _homes()]
+    if path := os.environ.get("ONE_AUTH"):
+        candidates.insert(0, Path(path))
+    for candidate in candidates:
+        if text := _read(candidate):
+            return text
+    places = ", ".join(map(str, candidates))
+    raise OnedUnavailable("sign on to oned", f"no credentials in {places}")
+
+
+def _homes() -> list[Path]:
+    homes = [Path("/var/lib/one/.one")]
+    if home := os.environ.get("HOME"):
+        homes.insert(0, Path(home) / ".one")
+    return list(dict.fromkeys(homes))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip()
+    except OSError:
+        return ""
+
+
+def _transport(url: str) -> xmlrpc.client.Transport:
+    try:
+        timeout = float(os.environ.get("ONE_XMLRPC_TIMEOUT", "")) or TIMEOUT
+    except ValueError:
+        timeout = TIMEOUT
+    if not url.startswith("https:"):
+        return _HttpTransport(timeout)
+    context = ssl.create_default_context(capath=os.environ.get("ONE_CERT_DIR"))
+    if os.environ.get("ONE_DISABLE_SSL_VERIFY"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return _HttpsTransport(timeout, context)
+
+
+class _HttpTransport(xmlrpc.client.Transport):
+    """xmlrpc.client has no timeouts of its own: without one a hanging oned would hang us."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__()
+        self._timeout = timeout
+
+    def make_connection(self, host: object) -> http.client.HTTPConnection:
+        chost, self._extra_headers, _ = self.get_host_info(host)  # type: ignore[arg-type]
+        return _NoDelayConnection(chost, timeout=self._timeout)
+
+
+class _HttpsTransport(xmlrpc.client.SafeTransport):
+    def __init__(self, timeout: float, context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._timeout, self._ssl = timeout, context
+
+    def make_connection(self, host: object) -> http.client.HTTPSConnection:
+        chost, self._extra_headers, _ = self.get_host_info(host)  # type: ignore[arg-type]
+        return http.client.HTTPSConnection(chost, timeout=self._timeout, context=self._ssl)
+
+
+class _NoDelayConnection(http.client.HTTPConnection):
+    """Header and body are two small packets: Nagle's algorithm would hold the second for 40 ms."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,58 @@
+"""The OpenSSH client: what its configuration says, and the command lines that carry image data.
+
+Bulk data goes through it because REPLICA_SSH_OPTS and the like are its options, and because it is
+three times faster than paramiko (docs/design.md, section 2).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from onestor_lib.agent import client, process
+from onestor_lib.agent.errors import HostUnreachable
+
+SSH = "ssh"
+
+# ControlMaster: OpenNebula's wrapper in PATH would add a master process that keeps our pipes open
+# (contract section 7); BatchMode: there is nobody to ask for a password.
+_ALWAYS = ("-oBatchMode=yes", "-oControlMaster=no", "-oControlPath=none", "-T")
+
+
+def resolve(host: str) -> dict[str, list[str]]:
+    """What ssh_config(5) says for ``host``, by option in lower case; ``ssh -G`` reads it for us.
+
+    So Include, Match, canonical names and the system-wide file count as they do for ssh itself.
+    """
+    step = "read the ssh configuration"
+    result = process.run([SSH, "-G", *_ALWAYS[:1], "--", host], timeout=10.0, step=step)
+    if not result.ok:
+        raise HostUnreachable(step, result.reason, host=host)
+    options: dict[str, list[str]] = {}
+    for line in result.stdout.decode("utf-8", "replace").splitlines():
+        name, _, value = line.partition(" ")
+        options.setdefault(name.lower(), []).append(value)
+    return options
+
+
+def agent_argv(
+    host: str, *, options: Sequence[str], python: str, connect_timeout: float
+) -> list[str]:
+    """The command line that starts an agent on ``host`` and carries its stream."""
+    return [
+        SSH,
+        *_ALWAYS,
+        f"-oConnectTimeout={connect_timeout:.0f}",
+        # A dead network is noticed within 40 s, whoever waits for whom (ssh_config(5)).
+        "-oServerAliveInterval=10",
+        "-oServerAliveCountMax=3",
+        *options,
+        "--",
+        host,
+        client.shell_command(python),
+    ]
+
+
+def local_agent_argv() -> list[str]:
+    """The command line of an agent on this machine."""
+    return [sys.executable, client.PYTHON_OPTIONS, "-c", client.BOOT_CODE]

@@ -1,0 +1,1 @@
+"""What several actions do: find the agent of a host, put an image in place, move bytes."""

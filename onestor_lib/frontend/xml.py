@@ -1,0 +1,61 @@
+"""Reading XML that came from outside: no entities, no document types, no network.
+
+The only module that imports lxml, and it does so when the first document is read: start-up time
+is part of every action.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onestor_lib.agent.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lxml.etree import _Element
+
+
+class Element:
+    """A node of a document; texts are looked up by path and never None."""
+
+    def __init__(self, node: _Element) -> None:
+        self._node = node
+
+    @property
+    def tag(self) -> str:
+        return str(self._node.tag)
+
+    def text(self, path: str, default: str = "") -> str:
+        """The text at ``path`` ("TEMPLATE/SPARSE"), stripped; ``default`` when empty or missing.
+
+        When it is there more than once the last counts, as it does for OpenNebula.
+        """
+        found = self._node.findall(path)
+        return ((found[-1].text or "").strip() if found else "") or default
+
+    def all(self, path: str) -> list[Element]:
+        """The elements at ``path``."""
+        return [Element(node) for node in self._node.findall(path)]
+
+    def has(self, path: str) -> bool:
+        return self._node.find(path) is not None
+
+
+def parse(text: bytes, what: str) -> Element:
+    """Parse a document; raises :class:`InvalidInput` saying ``what`` could not be read."""
+    from lxml import etree
+
+    step = f"read {what}"
+    parser = etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=True,
+        remove_comments=True,
+    )
+    try:
+        root = etree.fromstring(text, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise InvalidInput(step, f"it is not XML: {error}") from None
+    if root.getroottree().docinfo.doctype:  # type: ignore[union-attr]
+        raise InvalidInput(step, "document types and entities are refused")
+    return Element(root)
