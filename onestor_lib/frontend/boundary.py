@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Callable
@@ -37,21 +37,23 @@ class Request:
     stdin: BinaryIO
     settings: config.Settings
     log: log.Log
-    remotes: Path = field(default_factory=Path)
 
     def message(self) -> message.Message:
         """The message of a datastore action."""
         return message.read(self.argv, self.stdin)
 
 
-def run(kind: str, action: str, argv: Sequence[str]) -> int:
+def run(
+    kind: str, action: str, argv: Sequence[str], work: Callable[[Request], str | None] | None = None
+) -> int:
     """Run one action as oned calls it; returns the exit status.
 
-    ``onestor_lib.frontend.actions.<kind>_<action>.run`` does the work and may return the answer.
+    ``work`` does the work and may return the answer; by default it is the function ``run`` of
+    ``onestor_lib.frontend.actions.<kind>_<action>``.
     """
     journal = log.Log(action)
     try:
-        answer = _run(kind, action, list(argv), journal)
+        answer = _run(kind, action, list(argv), journal, work)
         if answer is not None:
             _print(answer)
         return 0
@@ -71,7 +73,13 @@ def run(kind: str, action: str, argv: Sequence[str]) -> int:
         return ProgrammerError.exit_code
 
 
-def _run(kind: str, action: str, argv: list[str], journal: log.Log) -> str | None:
+def _run(
+    kind: str,
+    action: str,
+    argv: list[str],
+    journal: log.Log,
+    work: Callable[[Request], str | None] | None,
+) -> str | None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _terminate)
     crashpoints.choose(os.environ.get(crashpoints.VARIABLE, ""))
@@ -79,9 +87,9 @@ def _run(kind: str, action: str, argv: list[str], journal: log.Log) -> str | Non
     journal.version = log.opennebula_version(remotes)
     settings = config.load(kind, remotes)
     journal.write_to(settings.path("LOG_FILE"))
-    module = importlib.import_module(f"onestor_lib.frontend.actions.{kind}_{action}")
-    work: Callable[[Request], str | None] = module.run
-    request = Request(kind, action, argv, sys.stdin.buffer, settings, journal, remotes)
+    if work is None:
+        work = importlib.import_module(f"onestor_lib.frontend.actions.{kind}_{action}").run
+    request = Request(kind, action, argv, sys.stdin.buffer, settings, journal)
     # Whatever an action or a library prints must not become an image's SOURCE (section 1.4).
     with contextlib.redirect_stdout(sys.stderr):
         return work(request)
