@@ -1,0 +1,441 @@
+#!/bin/bash
+# Install onestor on an OpenNebula front-end, register it, check it, remove it, or show it at work.
+#
+# This script finds out what the machine has: the user, a python3, its packages. What is done to
+# files is in packaging/deploy.py (the remotes directory) and packaging/configure.py (oned.conf).
+set -euo pipefail
+umask 022
+
+here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
+
+if [[ -n ${ONE_LOCATION:-} ]]; then
+    remotes=$ONE_LOCATION/var/remotes etc=$ONE_LOCATION/etc default_venv=$ONE_LOCATION/lib/onestor/venv
+    driver_path=${ONESTOR_PATH:-$PATH}
+else
+    remotes=/var/lib/one/remotes etc=/etc/one default_venv=/usr/lib/onestor/venv
+    driver_path=${ONESTOR_PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
+fi
+owner=oneadmin venv='' private_venv='' packages='' dry_run='' mode=install configure=''
+
+# Debian's and Red Hat's names of what the drivers need besides python3 itself.
+debian_packages=(python3-lxml python3-paramiko python3-click qemu-utils)
+redhat_packages=(python3-lxml python3-paramiko python3-click qemu-img)
+
+# What the demonstration needs: a Debian package and a command of it. The Python packages are asked
+# for by probe.py.
+demo_needs=(python3:/usr/bin/python3 qemu-utils:qemu-img openssh-server:sshd openssh-client:ssh
+    iproute2:ip e2fsprogs:mkfs.ext4 util-linux:nsenter fdisk:sfdisk)
+demo_python_packages=(python3-lxml python3-paramiko python3-click)
+
+usage() {
+    cat <<USAGE
+Usage: install.sh [OPTION]...                 install on this front-end, or upgrade
+       install.sh --configure [OPTION]...     register onestor in oned.conf and vmm_execrc
+       install.sh --check [OPTION]...         verify an installation, change nothing
+       install.sh --uninstall [--configure] [OPTION]...
+                                              remove it, with --configure from oned.conf, too
+       install.sh --demo [ARGUMENT]...        show the drivers at work on this machine alone
+
+Options:
+  --remotes DIR        OpenNebula's remotes directory (default: $remotes)
+  --etc DIR            where oned.conf is (default: $etc)
+  --user NAME[:GROUP]  whom oned runs as (default: oneadmin)
+  --packages           get missing packages from the distribution (apt-get, dnf); as root
+  --venv DIR           a private Python environment is made here when the distribution's packages
+                       are missing or too old (default: $default_venv);
+                       pip gets them, so its PIP_* variables count
+  --private-venv       make the private environment in any case
+  --dry-run            say what would be done, change nothing
+  --help, --version
+
+Environment:
+  ONE_LOCATION         root of a self-contained OpenNebula
+  ONESTOR_PATH         the PATH of oned, where python3 and qemu-img are looked for (default: that of
+                       a systemd service; with ONE_LOCATION the caller's)
+
+Install on every front-end of an HA set-up. Exit status: 0 done, 1 failed or problems found, 2 usage.
+USAGE
+}
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'install.sh: warning: %s\n' "$*" >&2; }
+fail() {
+    printf 'install.sh: %s\n' "$*" >&2
+    exit 1
+}
+usage_error() {
+    printf 'install.sh: %s\n' "$*" >&2
+    usage >&2
+    exit 2
+}
+
+# -- the drivers' user, python3 and its packages ---------------------------------------------------
+
+resolve_user() {
+    user=${owner%%:*} drop=()
+    local entry
+    entry=$(getent passwd "$user") || fail "user: $user: no such user; give the one oned runs as: --user"
+    local uid gid
+    IFS=: read -r _ _ uid gid _ home _ <<<"$entry"
+    if [[ $owner == *:* ]]; then
+        entry=$(getent group "${owner#*:}") || fail "user: ${owner#*:}: no such group"
+        IFS=: read -r _ _ gid _ <<<"$entry"
+    fi
+    if ((EUID == 0 && uid != 0)); then
+        drop=(setpriv "--reuid=$uid" "--regid=$gid" --init-groups)
+    elif ((EUID != uid)); then
+        fail "user: $user: files for this user can only be installed as root or as $user"
+    fi
+}
+
+# Run a command as oned would: the drivers' user, its PATH, nothing else of our environment.
+as_user() {
+    (cd / && exec ${drop[@]+"${drop[@]}"} env -i "PATH=$driver_path" "HOME=$home" LC_ALL=C.UTF-8 "$@")
+}
+
+in_driver_path() { (PATH=$driver_path && type -P "$1"); }
+
+read_requirements() {
+    IFS=', ' read -r -a requirements < <(
+        sed -n 's/^dependencies = \[\(.*\)\]$/\1/p' "$here/pyproject.toml" | tr -d '"'
+    ) || fail "source: $here/pyproject.toml: no line with the dependencies"
+}
+
+# Exit status 0: runs the drivers; 1: packages are missing or too old; other: of no use.
+probe() { as_user "$1" -B - "${requirements[@]}" <"$here/packaging/probe.py" 2>/dev/null; }
+
+# Set `python` to the first interpreter that has the packages, else to the first that could have
+# them; `lacking` then says what it lacks.
+pick_python() {
+    local name path text status
+    python='' lacking=''
+    for name in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
+        path=$(in_driver_path "$name") || continue
+        status=0
+        text=$(probe "$path") || status=$?
+        if ((status == 0)); then
+            python=$path lacking=''
+            return
+        elif ((status == 1)) && [[ -z $python ]]; then
+            python=$path lacking=${text//$'\n'/; }
+        fi
+    done
+    [[ -n $python ]] || fail "python: $driver_path: no python3 >= 3.9 that $user can run;" \
+        "$(package_hint python3 python3.11)"
+}
+
+# Any interpreter for our own work, where nothing is installed with it.
+own_python() {
+    local name path
+    for name in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
+        for path in "$(in_driver_path "$name")" "$(type -P "$name")"; do
+            if [[ -n $path ]] && "$path" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+                python=$path
+                return
+            fi
+        done
+    done
+    fail "python: $driver_path: no python3 >= 3.9; $(package_hint python3 python3.11)"
+}
+
+family() {
+    if type -P apt-get >/dev/null; then
+        say debian
+    elif type -P dnf >/dev/null; then
+        say redhat
+    fi
+}
+
+package_hint() { # DEBIAN-NAME REDHAT-NAME
+    case $(family) in
+    debian) say "apt-get install $1" ;;
+    redhat) say "dnf install $2" ;;
+    *) say "install $1 (Debian) or $2 (Red Hat)" ;;
+    esac
+}
+
+distribution_install() {
+    ((EUID == 0)) || fail "packages: --packages needs root"
+    local command
+    case $(family) in
+    debian)
+        command="apt-get install -y --no-install-recommends ${debian_packages[*]}"
+        # A list of packages that cannot be refreshed may still be good enough.
+        [[ $dry_run ]] || apt-get update -qq >/dev/null 2>&1 || true
+        ;;
+    redhat) command="dnf install -y -q ${redhat_packages[*]}" ;;
+    *) fail "packages: neither apt-get nor dnf is here; install ${debian_packages[*]} by hand" ;;
+    esac
+    if [[ $dry_run ]]; then
+        say "would run: $command"
+        return
+    fi
+    say "packages: $command"
+    local log
+    # shellcheck disable=SC2086 # the words of a command
+    log=$(DEBIAN_FRONTEND=noninteractive $command 2>&1) || warn "packages: $command: $(cause "$log")"
+}
+
+# The line of a tool's output that tells why it failed.
+cause() { { grep -iE '^(e:|error)' <<<"$1" || say "$1"; } | tail -n 1; }
+
+marker=made-by-onestor
+
+venv_is_ours() { [[ -f $venv/$marker ]]; }
+
+make_venv() {
+    [[ $venv =~ ^/[^[:space:]]+$ && ${#venv} -le 100 ]] ||
+        fail "venv: $venv: the #! line of a script holds neither blanks nor more than 100 characters"
+    if [[ $dry_run ]]; then
+        say "would make a private environment: $venv (${requirements[*]})"
+        return
+    fi
+    if venv_is_ours; then
+        rm -rf -- "$venv"
+    elif [[ -e $venv ]]; then
+        fail "venv: $venv: exists and was not made by install.sh; remove it or give another --venv"
+    fi
+    say "making a private environment: $venv (${requirements[*]})"
+    local log
+    mkdir -p -- "$venv" && : >"$venv/$marker"
+    if ! log=$("$python" -m venv "$venv" 2>&1); then
+        rm -rf -- "$venv"
+        fail "venv: $venv: $(cause "$log"); $(package_hint python3-venv "${python##*/}")"
+    fi
+    if ! log=$("$venv/bin/python3" -m pip install --quiet --disable-pip-version-check \
+        "${requirements[@]}" 2>&1); then
+        rm -rf -- "$venv"
+        fail "venv: $venv: pip install ${requirements[*]}: $(cause "$log")"
+    fi
+    probe "$venv/bin/python3" >/dev/null ||
+        fail "venv: $venv: $user cannot use it: $(probe "$venv/bin/python3" || true)"
+}
+
+# Decide which interpreter runs the drivers: `python`, and `interpreter` for their #! lines, empty
+# when `/usr/bin/env python3` is that one; `used_venv` when it is the private environment.
+choose_interpreter() {
+    pick_python
+    local recorded
+    recorded=$(deploy recorded venv)
+    venv=${venv:-${recorded:-$default_venv}}
+    used_venv='' interpreter=''
+    if [[ -z $private_venv && -n $lacking && -n $packages ]]; then
+        distribution_install
+        pick_python
+    fi
+    # An environment we made stays in use, so that a second run changes nothing.
+    if venv_is_ours && probe "$venv/bin/python3" >/dev/null; then
+        used_venv=$venv
+    elif [[ -n $private_venv || -n $lacking ]]; then
+        if [[ -z $private_venv ]]; then
+            say "python: $python lacks packages ($lacking)"
+            say "  the distribution may have them: $(package_hint "${debian_packages[*]}" \
+                "${redhat_packages[*]}") (or --packages)"
+        fi
+        make_venv
+        used_venv=$venv
+    fi
+    if [[ $used_venv ]]; then
+        interpreter=$venv/bin/python3
+        [[ $dry_run && ! -x $interpreter ]] || python=$interpreter
+    elif [[ $python != "$(in_driver_path python3)" ]]; then
+        interpreter=$python
+    fi
+    say "python: ${interpreter:-$python (env python3)}"
+}
+
+# -- steps ---------------------------------------------------------------------------------------
+
+deploy() {
+    local command=$1
+    shift
+    "$python" -B "$here/packaging/deploy.py" "$command" "$@" --remotes "$remotes" --user "$owner" \
+        ${dry_run:+--dry-run}
+}
+
+configuration() {
+    local command=$1
+    shift
+    "$python" -B "$here/packaging/configure.py" "$command" --etc "$etc" \
+        --one-version "$(one_version)" ${dry_run:+--dry-run} "$@"
+}
+
+one_version() { head -n 1 "$remotes/VERSION" 2>/dev/null || true; }
+
+check_remotes() {
+    local dir
+    for dir in "$remotes" "$remotes/tm" "$remotes/datastore"; do
+        [[ -d $dir ]] || fail "remotes: $dir: not there, so this is no OpenNebula front-end;" \
+            "give its remotes directory: --remotes"
+    done
+    ((EUID == 0)) || [[ -O $remotes ]] ||
+        fail "remotes: $remotes: only root or its owner can install here"
+}
+
+report_version() {
+    local version
+    version=$(one_version)
+    if [[ $version =~ ^([0-9]+)\.([0-9]+) ]]; then
+        say "OpenNebula $version in $remotes"
+        local number=$((10#${BASH_REMATCH[1]} * 100 + 10#${BASH_REMATCH[2]}))
+        ((number >= 604 && number <= 704)) ||
+            warn "OpenNebula $version: onestor is made for and tested with 6.4 to 7.4"
+    else
+        warn "$remotes/VERSION does not tell OpenNebula's version; onestor is made for 6.4 to 7.4"
+    fi
+}
+
+onestor_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/onestor_lib/__init__.py"; }
+
+# The options of this run, as the start of a command to paste.
+own_command() {
+    local words=("$here/install.sh" --remotes "$remotes" --etc "$etc" --user "$owner")
+    printf '%q ' "${words[@]}"
+}
+
+do_install() {
+    check_remotes
+    resolve_user
+    read_requirements
+    report_version
+    choose_interpreter
+    if ! in_driver_path qemu-img >/dev/null; then
+        [[ -z $packages ]] || distribution_install
+        [[ $dry_run ]] || in_driver_path qemu-img >/dev/null ||
+            fail "qemu-img: $driver_path: not there; $(package_hint qemu-utils qemu-img)"
+    fi
+    deploy install --interpreter "$interpreter" --venv "$used_venv"
+    if [[ -z $dry_run ]]; then
+        as_user "$python" -B -c 'import sys; sys.path[0] = sys.argv[1]; import onestor_lib' "$remotes" \
+            2>/dev/null || fail "verify: $remotes: $user cannot import onestor_lib from there"
+    fi
+    say
+    say "In OpenNebula's configuration (install.sh --configure does it):"
+    configuration show
+    cat <<NEXT
+
+Then:
+  systemctl restart opennebula
+  onehost sync -f                        # as $user: copies the drivers to the hosts
+  onedatastore create images.conf        # NAME = images,  TYPE = IMAGE_DS,  DS_MAD = onestor, TM_MAD = onestor
+  onedatastore create system.conf        # NAME = cluster, TYPE = SYSTEM_DS, TM_MAD = onestor,
+                                         # REPLICA_HOST = <the host of the cluster that caches images>
+HA: run this on every front-end, oned.conf and $remotes have to be the same on all.
+NEXT
+}
+
+do_uninstall() {
+    [[ -d $remotes ]] || fail "remotes: $remotes: not there; give the remotes directory: --remotes"
+    resolve_user
+    own_python
+    warn "datastores with TM_MAD=onestor stop working; move their VMs and images first," \
+        "or give them another driver (onedatastore update)"
+    deploy uninstall --venv "${venv:-$default_venv}"
+    if [[ $configure ]]; then
+        configuration remove
+    else
+        say "To remove from OpenNebula's configuration (install.sh --uninstall --configure does it):"
+        configuration show-removal
+    fi
+    say "Then: systemctl restart opennebula; onehost sync -f. Datastores were left as they are."
+}
+
+do_configure() {
+    own_python
+    configuration apply
+    say "Then: systemctl restart opennebula"
+}
+
+do_check() {
+    local bad=0 recorded text
+    resolve_user
+    read_requirements
+    own_python
+    if [[ ! -d $remotes/tm || ! -d $remotes/datastore ]]; then
+        say "problem: $remotes: not OpenNebula's remotes directory; mend: give --remotes DIR"
+        exit 1
+    fi
+    recorded=$(deploy recorded interpreter)
+    if text=$(probe "${recorded:-python3}"); then
+        python=${recorded:-$(in_driver_path python3)}
+        say "ok: python: $python has ${requirements[*]}"
+    else
+        bad=1
+        text=${text//$'\n'/; }
+        say "problem: python: ${recorded:-python3}: ${text:-$user cannot run it}; mend: $(own_command)"
+    fi
+    if text=$(in_driver_path qemu-img); then
+        say "ok: qemu-img: $text"
+    else
+        bad=1
+        say "problem: qemu-img: not in $driver_path; mend: $(package_hint qemu-utils qemu-img)"
+    fi
+    deploy check --mend "$(own_command)" || bad=1
+    configuration check --mend "$(own_command)--configure" || bad=1
+    exit "$bad"
+}
+
+do_demo() {
+    ((EUID == 0)) || fail "demo: it makes network namespaces and mounts; run it as root"
+    user=root home=${HOME:-/root} drop=() driver_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    read_requirements
+    local need missing=()
+    for need in "${demo_needs[@]}"; do
+        in_driver_path "${need#*:}" >/dev/null || missing+=("${need%%:*}")
+    done
+    probe /usr/bin/python3 >/dev/null || missing+=("${demo_python_packages[@]}")
+    if ((${#missing[@]})); then
+        type -P apt-get >/dev/null || fail "demo: missing: ${missing[*]} (Debian's names)"
+        local log
+        apt-get update -qq >/dev/null 2>&1 || true
+        log=$(DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            "${missing[@]}" 2>&1) || fail "demo: apt-get install ${missing[*]}: $(cause "$log")"
+    fi
+    cd -- "$here"
+    exec /usr/bin/python3 -B -m tests.demo "$@"
+}
+
+# -- arguments -----------------------------------------------------------------------------------
+
+set_mode() {
+    [[ $mode == install || $mode == "$1" ]] || usage_error "--$mode and --$1 exclude each other"
+    mode=$1
+}
+
+while (($#)); do
+    case $1 in
+    --remotes | --etc | --user | --venv)
+        [[ -n ${2:-} ]] || usage_error "$1 needs a value"
+        case $1 in
+        --remotes) remotes=$(realpath -m -s -- "$2") ;;
+        --etc) etc=$(realpath -m -s -- "$2") ;;
+        --user) owner=$2 ;;
+        --venv) venv=$(realpath -m -s -- "$2") ;;
+        esac
+        shift
+        ;;
+    --packages) packages=yes ;;
+    --private-venv) private_venv=yes ;;
+    --dry-run) dry_run=yes ;;
+    --configure) configure=yes ;;
+    --check | --uninstall) set_mode "${1#--}" ;;
+    --demo)
+        shift
+        do_demo "$@"
+        ;;
+    --help | -h)
+        usage
+        exit 0
+        ;;
+    --version)
+        say "onestor $(onestor_version)"
+        exit 0
+        ;;
+    *) usage_error "unknown option: $1" ;;
+    esac
+    shift
+done
+
+[[ -z $configure || $mode != check ]] || usage_error "--check and --configure exclude each other"
+[[ -z $configure || $mode != install ]] || mode=configure
+"do_$mode"

@@ -1,0 +1,641 @@
+"""Put the drivers into OpenNebula's remotes directory, check them there, take them out again.
+
+The remotes directory is copied to every host, so whatever is wrong in it is wrong everywhere: a
+file only ever appears whole, readable and with its final owner, and a second run touches nothing.
+What was installed is recorded in a manifest beside the library. It tells the next run which files
+are gone from the source and which configuration an administrator has edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import grp
+import hashlib
+import importlib.util
+import json
+import os
+import pwd
+import py_compile
+import re
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+LIBRARY = "onestor_lib"
+MANIFEST = f"{LIBRARY}/INSTALLED"
+DRIVERS = ("tm/onestor", "datastore/onestor")
+CONFIGURATION = ("etc/tm/onestor", "etc/datastore/onestor")
+# Nobody but us puts files there.
+OWN = (*DRIVERS, LIBRARY)
+# monitor_ds also runs on the hosts, with their python3 and nothing but the standard library.
+RUNS_ON_HOSTS = ("tm/onestor/monitor_ds",)
+
+ENV_PYTHON = b"#!/usr/bin/env python3\n"
+VENV_MARKER = "made-by-onestor"
+TEMPORARY = ".onestor-tmp"
+
+
+class Failure(Exception):
+    """The one line that install.sh ends with: step, path, cause."""
+
+    def __init__(self, step: str, path: object, cause: str) -> None:
+        super().__init__(f"{step}: {path}: {cause}")
+
+
+# -- what is to be installed ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    path: str
+    data: bytes
+    mode: int
+
+    @property
+    def digest(self) -> str:
+        return digest(self.data)
+
+    @property
+    def is_configuration(self) -> bool:
+        return self.path.startswith("etc/")
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def within(path: str, directories: tuple[str, ...]) -> bool:
+    return any(path.startswith(directory + "/") for directory in directories)
+
+
+def source_files(source: Path, interpreter: str) -> dict[str, File]:
+    """Every file as it has to be in the remotes directory, the library first.
+
+    An action that starts during an upgrade then meets the new library before the new scripts.
+    """
+    found = {}
+    for root, prefix in ((source / LIBRARY, LIBRARY), (source / "remotes", "")):
+        if not root.is_dir():
+            raise Failure("source", root, "not there; run install.sh from a complete onestor tree")
+        for path in walk(root):
+            name = str(PurePosixPath(prefix, path.relative_to(root).as_posix()))
+            data = path.read_bytes()
+            script = prefix == "" and (data.startswith(b"#!") or os.access(path, os.X_OK))
+            executable = script and not name.startswith("etc/")
+            driver = within(name, DRIVERS) and name not in RUNS_ON_HOSTS
+            if interpreter and driver and data.startswith(ENV_PYTHON):
+                data = f"#!{interpreter}\n".encode() + data[len(ENV_PYTHON) :]
+            found[name] = File(name, data, 0o755 if executable else 0o644)
+    return found
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """The files of a tree, symbolic links followed, without what is no part of the drivers."""
+    for path in sorted(root.iterdir()):
+        if path.name.startswith(".") or path.name.endswith((".pyc", "~", ".orig", ".rej")):
+            continue
+        if path.is_dir():
+            if path.name not in ("__pycache__", "tests"):
+                yield from walk(path)
+        elif path.is_file():
+            yield path
+        else:
+            raise Failure("source", path, "neither a file nor a link to one")
+
+
+def source_version(source: Path) -> str:
+    text = (source / LIBRARY / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    return match.group(1) if match else "unknown"
+
+
+@dataclass
+class Manifest:
+    """What the last run installed. `files` are paths relative to the remotes directory."""
+
+    version: str = ""
+    interpreter: str = ""
+    venv: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, remotes: Path) -> Manifest:
+        path = remotes / MANIFEST
+        try:
+            raw = json.loads(path.read_bytes())
+            return cls(raw["version"], raw["interpreter"], raw["venv"], dict(raw["files"]))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, KeyError, TypeError) as err:
+            raise Failure(
+                "manifest", path, f"damaged ({err!r}); remove it and install again"
+            ) from err
+
+    def file(self) -> File:
+        text = json.dumps(vars(self), indent=1, sort_keys=True) + "\n"
+        return File(MANIFEST, text.encode(), 0o644)
+
+
+@dataclass(frozen=True)
+class Owner:
+    uid: int
+    gid: int
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        user, _, group = text.partition(":")
+        try:
+            entry = pwd.getpwnam(user)
+            gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid
+        except KeyError as err:
+            raise Failure("user", text, "no such user or group") from err
+        return cls(entry.pw_uid, gid, user)
+
+    def of(self, status: os.stat_result) -> bool:
+        return (status.st_uid, status.st_gid) == (self.uid, self.gid)
+
+
+@contextlib.contextmanager
+def acting_as(owner: Owner) -> Iterator[None]:
+    """Meet the file system as the drivers' user does: root can read what that user cannot."""
+    if os.geteuid() != 0 or owner.uid == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups(os.getgrouplist(owner.name, owner.gid))
+    os.setegid(owner.gid)
+    os.seteuid(owner.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+# -- changing the remotes directory -----------------------------------------------------------
+
+
+@dataclass
+class Deployment:
+    """Every change of the remotes directory goes through here; with dry_run none is made."""
+
+    remotes: Path
+    owner: Owner
+    dry_run: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    removed: set[Path] = field(default_factory=set)
+
+    def note(self, what: str, path: Path, tell: bool = False) -> None:
+        """Count a change; say each only where an administrator has a reason to look."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if tell or self.dry_run:
+            say(f"{'would be ' if self.dry_run else ''}{what}: {path}")
+
+    def summary(self, idle: str) -> str:
+        counts = ", ".join(f"{count} {what}" for what, count in self.counts.items())
+        would_be = "would be " if self.dry_run and counts else ""
+        return f"{self.remotes}: {would_be}{counts or idle}"
+
+    def put(self, file: File) -> bool:
+        """Publish a file; False when it was already there, content, mode and owner."""
+        target = self.remotes / file.path
+        self.directory(target.parent)
+        status = lstat(target)
+        if status and stat.S_ISDIR(status.st_mode):
+            raise Failure("copy", target, "is a directory")
+        if status and stat.S_ISREG(status.st_mode) and target.read_bytes() == file.data:
+            self.permissions(target, status, file.mode)
+            return False
+        if file.path != MANIFEST:
+            self.note("updated" if status else "installed", target, tell=file.is_configuration)
+        if not self.dry_run:
+            temporary = target.with_name(f".{target.name}{TEMPORARY}")
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            # Exclusive: root must not write through a link that waits under this name.
+            with temporary.open("xb") as stream:
+                stream.write(file.data)
+            self.publish(temporary, target, file.mode)
+        return True
+
+    def publish(self, temporary: Path, target: Path, mode: int) -> None:
+        """Owner, mode and data are final before the file has its name."""
+        handle = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            if not self.owner.of(os.fstat(handle)):
+                os.fchown(handle, self.owner.uid, self.owner.gid)
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.replace(target)
+
+    def directory(self, path: Path) -> None:
+        """Make a directory and its parents; those of OpenNebula keep their modes and owners."""
+        if path == self.remotes:
+            return
+        self.directory(path.parent)
+        name = path.relative_to(self.remotes).as_posix() + "/"
+        ours = within(name, (*OWN, *CONFIGURATION))
+        status = lstat(path)
+        if status is None:
+            if not self.dry_run:
+                path.mkdir(0o755)
+                self.permissions(path, path.lstat(), 0o755, quiet=True)
+        elif ours and stat.S_ISLNK(status.st_mode):
+            raise Failure(
+                "copy", path, "is a symbolic link, the files would go elsewhere; remove it"
+            )
+        elif ours and stat.S_ISDIR(status.st_mode):
+            self.permissions(path, status, 0o755)
+        elif not path.is_dir():
+            raise Failure("copy", path, "is no directory")
+
+    def permissions(
+        self, path: Path, status: os.stat_result, mode: int, quiet: bool = False
+    ) -> None:
+        wrong_owner = not self.owner.of(status)
+        wrong_mode = stat.S_IMODE(status.st_mode) != mode
+        if not (wrong_owner or wrong_mode):
+            return
+        if not quiet:
+            self.note("owner or mode corrected", path, tell=True)
+        if self.dry_run:
+            return
+        if wrong_owner:
+            os.chown(path, self.owner.uid, self.owner.gid)
+        path.chmod(mode)
+
+    def remove(self, path: Path) -> None:
+        if lstat(path) is None:
+            return
+        self.note("removed", path, tell=path.suffix != ".pyc")
+        self.removed.add(path)
+        if not self.dry_run:
+            path.unlink()
+
+    def remove_tree(self, path: Path) -> None:
+        self.note("removed", path, tell=True)
+        if not self.dry_run:
+            shutil.rmtree(path)
+
+    def prune(self) -> None:
+        """Remove our directories that have become empty, the deepest first."""
+        if self.dry_run:
+            return
+        for top in (*OWN, *CONFIGURATION):
+            root = self.remotes / top
+            if root.is_dir() and not root.is_symlink():
+                for path in sorted([root, *directories(root)], reverse=True):
+                    with contextlib.suppress(OSError):  # not empty: it stays
+                        path.rmdir()
+
+
+def directories(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            yield path
+
+
+def lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+@contextlib.contextmanager
+def locked(remotes: Path) -> Iterator[None]:
+    """One run at a time; the lock is on the directory itself and leaves nothing behind."""
+    handle = os.open(remotes, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as err:
+        raise Failure("lock", remotes, "another install.sh is at work here") from err
+    finally:
+        os.close(handle)
+
+
+# -- bytecode ---------------------------------------------------------------------------------
+
+
+def bytecode_path(source: Path) -> Path:
+    return Path(importlib.util.cache_from_source(str(source)))
+
+
+def bytecode_is_valid(source: Path) -> bool:
+    """Whether the interpreter at work would use the bytecode beside this module."""
+    try:
+        with bytecode_path(source).open("rb") as stream:
+            header = stream.read(16)
+        status = source.stat()
+    except FileNotFoundError:
+        return False
+    words = [0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF]
+    return header == importlib.util.MAGIC_NUMBER + b"".join(
+        word.to_bytes(4, "little") for word in words
+    )
+
+
+def compile_library(deployment: Deployment, modules: list[str], changed: set[str]) -> None:
+    """Bytecode beside each module: the drivers never write any, or every host would get it."""
+    for name in modules:
+        source = deployment.remotes / name
+        target = bytecode_path(source)
+        deployment.directory(target.parent)
+        # A change within one second and of the same size would not show in the bytecode's header.
+        if name not in changed and bytecode_is_valid(source):
+            deployment.permissions(target, target.lstat(), 0o644)
+        elif not deployment.dry_run:
+            temporary = target.with_name(f".{target.name}{TEMPORARY}")
+            py_compile.compile(
+                str(source),
+                str(temporary),
+                dfile=str(source),
+                doraise=True,
+                invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP,
+            )
+            deployment.note("compiled", target)
+            deployment.publish(temporary, target, 0o644)
+
+
+def foreign_bytecode(remotes: Path, modules: list[str]) -> Iterator[Path]:
+    """Bytecode of modules that are gone, of another interpreter, or beside entry scripts."""
+    expected = {bytecode_path(remotes / name) for name in modules}
+    for top in OWN:
+        for path in (remotes / top).rglob("__pycache__/*"):
+            if path not in expected:
+                yield path
+
+
+def modules_of(files: dict[str, File]) -> list[str]:
+    return [name for name in files if within(name, (LIBRARY,)) and name.endswith(".py")]
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+
+def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -> None:
+    remotes = deployment.remotes
+    files = source_files(source, interpreter)
+    for name in modules_of(files):
+        try:
+            compile(files[name].data, name, "exec")
+        except (SyntaxError, ValueError) as err:
+            raise Failure("compile", source / name, str(err)) from err
+    old = Manifest.read(remotes)
+    new = Manifest(source_version(source), interpreter, venv)
+    changed = set()
+    planned = {name: file.digest for name, file in files.items() if not file.is_configuration}
+    if not set(planned) <= set(old.files):
+        # Should this run be cut short, --uninstall still knows all that it may have left.
+        deployment.put(Manifest(old.version, old.interpreter, old.venv, planned | old.files).file())
+    for name, file in files.items():
+        if file.is_configuration:
+            new.files.update(install_configuration(deployment, file, old.files.get(name)))
+            continue
+        new.files[name] = file.digest
+        if deployment.put(file):
+            changed.add(name)
+    compile_library(deployment, modules_of(files), changed)
+    for path in [*foreign_bytecode(remotes, modules_of(files))]:
+        deployment.remove(path)
+    for name in sorted(set(old.files) - set(new.files) - set(files)):
+        if not remove_installed(deployment, name, old.files[name]):
+            say(f"edited, left alone: {remotes / name}")
+    for top in (*OWN, *CONFIGURATION):
+        for path in [*(remotes / top).rglob(f".*{TEMPORARY}")]:
+            deployment.remove(path)
+    deployment.prune()
+    if old.venv and old.venv != venv:
+        remove_venv(deployment, old.venv)
+    deployment.put(new.file())
+
+
+def install_configuration(
+    deployment: Deployment, file: File, recorded: str | None
+) -> dict[str, str]:
+    """Install, update or leave alone one configuration file; returns the manifest's entries."""
+    target = deployment.remotes / file.path
+    beside = File(file.path + ".new", file.data, file.mode)
+    status = lstat(target)
+    edited = (
+        status is not None
+        and (current := digest(target.read_bytes())) != file.digest
+        and current != recorded
+    )
+    if not edited:
+        deployment.put(file)
+        deployment.remove(deployment.remotes / beside.path)
+        return {file.path: file.digest}
+    say(f"edited, left alone: {target}; the packaged one is {target}.new")
+    deployment.put(beside)
+    entries = {beside.path: beside.digest}
+    # The digest of what was installed, not of what is there: it still counts as edited next time.
+    return entries if recorded is None else {**entries, file.path: recorded}
+
+
+def remove_installed(deployment: Deployment, name: str, recorded: str) -> bool:
+    """Remove a file of an earlier run; outside our own directories only as it was installed."""
+    path = deployment.remotes / name
+    if lstat(path) is None:
+        return True
+    if not within(name, OWN) and digest(path.read_bytes()) != recorded:
+        return False
+    deployment.remove(path)
+    return True
+
+
+def remove_venv(deployment: Deployment, venv: str) -> None:
+    """Remove a private environment, if install.sh made it."""
+    path = Path(venv)
+    if venv and (path / VENV_MARKER).is_file():
+        deployment.remove_tree(path)
+        if path.parent.name == "onestor" and not deployment.dry_run:
+            with contextlib.suppress(OSError):  # not empty: it stays
+                path.parent.rmdir()
+
+
+def uninstall(deployment: Deployment, venv: str) -> None:
+    remotes = deployment.remotes
+    manifest = Manifest.read(remotes)
+    for name, recorded in sorted(manifest.files.items()):
+        remove_installed(deployment, name, recorded)
+    for path in [*foreign_bytecode(remotes, [])]:
+        deployment.remove(path)
+    for environment in {manifest.venv, venv}:
+        remove_venv(deployment, environment)
+    deployment.remove(remotes / MANIFEST)
+    deployment.prune()
+    for top in (*OWN, *CONFIGURATION):
+        for path in sorted((remotes / top).rglob("*")):
+            if not path.is_dir() and path not in deployment.removed:
+                reason = "edited" if within(top, ("etc",)) else "not installed by install.sh"
+                say(f"kept, {reason}: {path}")
+
+
+def check(remotes: Path, owner: Owner, source: Path, mend: str) -> int:
+    """One line per finding; 1 when there is a problem."""
+    problems = 0
+
+    def problem(text: str, cure: str) -> None:
+        nonlocal problems
+        problems += 1
+        say(f"problem: {text}; mend: {cure}")
+
+    if lstat(remotes / MANIFEST) is None:
+        problem(f"{remotes}: onestor is not installed", mend)
+    else:
+        manifest = Manifest.read(remotes)
+        files = source_files(source, manifest.interpreter)
+        found = [*compare(remotes, owner, files, manifest)]
+        for text in found:
+            problem(text, mend)
+        for path in strangers(remotes, files):
+            problem(f"{path}: not a file of this version", f"rm {quoted(path)}")
+        if not found:
+            say(f"ok: {remotes}: {len(files)} files as in this tree")
+    hazards = 0
+    with acting_as(owner):
+        for text, cure in host_hazards(remotes, owner):
+            problem(text, cure)
+            hazards += 1
+    if not hazards:
+        say(f"ok: {remotes}: all readable by {owner.name}, no dangling link, no foreign bytecode")
+    return 1 if problems else 0
+
+
+def compare(
+    remotes: Path, owner: Owner, files: dict[str, File], manifest: Manifest
+) -> Iterator[str]:
+    if not remotes.is_dir():
+        return
+    for name, file in files.items():
+        path = remotes / name
+        try:
+            status = lstat(path)
+            if status is None:
+                yield f"{path}: missing"
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                yield f"{path}: not a regular file"
+                continue
+            data = path.read_bytes()
+        except OSError as err:
+            yield f"{path}: {err.strerror}"
+            continue
+        if data != file.data:
+            if not file.is_configuration or digest(data) == manifest.files.get(name):
+                yield f"{path}: differs from this tree"
+            else:
+                say(f"ok: {path}: edited")
+        elif stat.S_IMODE(status.st_mode) != file.mode:
+            yield f"{path}: mode {stat.S_IMODE(status.st_mode):04o} instead of {file.mode:04o}"
+        if not owner.of(status):
+            yield f"{path}: owner {status.st_uid}:{status.st_gid}, not {owner.uid}:{owner.gid}"
+    for name in modules_of(files):
+        if lstat(remotes / name) is not None and not bytecode_is_valid(remotes / name):
+            yield f"{remotes / name}: no valid bytecode beside it"
+
+
+def strangers(remotes: Path, files: dict[str, File]) -> Iterator[Path]:
+    """Files in our directories that this version does not have."""
+    for top in OWN:
+        for path in sorted((remotes / top).rglob("*")):
+            name = path.relative_to(remotes).as_posix()
+            if path.is_dir() or name in files or name == MANIFEST:
+                continue
+            if "__pycache__" not in path.parts:
+                yield path
+    yield from foreign_bytecode(remotes, modules_of(files))
+
+
+def host_hazards(remotes: Path, owner: Owner) -> Iterator[tuple[str, str]]:
+    """What makes the copy to the hosts fail: `rsync -L` ends with 23, and each host is in ERROR."""
+    seen = set()
+    queue = [remotes]
+    while queue:
+        path = queue.pop()
+        try:
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                queue.extend(sorted(path.iterdir(), reverse=True))
+            elif stat.S_ISREG(status.st_mode):
+                path.open("rb").close()
+        except FileNotFoundError:
+            yield f"{path}: dangling symbolic link, every host fails to sync", f"rm {quoted(path)}"
+            continue
+        except OSError as err:
+            reason = (
+                f"{path}: {owner.name} cannot read it ({err.strerror}), every host fails to sync"
+            )
+            yield reason, f"chown {owner.name} {quoted(path)} && chmod u+rX {quoted(path)}"
+            continue
+        bytecode = path.name == "__pycache__" or path.suffix == ".pyc"
+        if bytecode and status.st_uid != owner.uid:
+            text = f"{path}: bytecode that is not {owner.name}'s goes to every host"
+            yield text, f"rm -r {quoted(path)}"
+
+
+def quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("install", "uninstall", "check", "recorded"))
+    parser.add_argument("field", nargs="?", choices=("interpreter", "venv"))
+    parser.add_argument("--remotes", type=Path, required=True)
+    parser.add_argument("--user")
+    parser.add_argument("--interpreter", default="", help="for the #! lines; empty: env python3")
+    parser.add_argument("--venv", default="", help="the private environment in use, if any")
+    parser.add_argument("--mend", default="install.sh")
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args(argv)
+    source = Path(__file__).resolve().parent.parent
+    remotes = args.remotes
+    # The umask and these settings of the caller must not show in what hosts get.
+    os.umask(0o022)
+    sys.pycache_prefix = None
+    try:
+        if args.command == "recorded":
+            say(getattr(Manifest.read(remotes), args.field))
+            return 0
+        owner = Owner.parse(args.user)
+        if args.command == "check":
+            return check(remotes, owner, source, args.mend)
+        with locked(remotes):
+            deployment = Deployment(remotes, owner, args.dry_run)
+            if args.command == "install":
+                install(deployment, source, args.interpreter, args.venv)
+                say(deployment.summary("everything is in place already, nothing to change"))
+            else:
+                uninstall(deployment, args.venv)
+                say(deployment.summary("onestor is not installed, nothing to remove"))
+    except Failure as err:
+        sys.stderr.write(f"install.sh: {err}\n")
+        return 1
+    except OSError as err:
+        sys.stderr.write(f"install.sh: {args.command}: {err.filename}: {err.strerror}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,622 @@
+"""install.sh: what ends up in the remotes directory, and what a second run does to it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.install_tests.conftest import PYTHON, ROOT, SCRIPT, USER, FrontEnd, script
+
+CLONE = "tm/onestor/clone"
+MONITOR = "tm/onestor/monitor_ds"
+RC = "etc/tm/onestor/onestorrc"
+OURS = ("tm/onestor", "datastore/onestor", "onestor_lib", "etc/tm/onestor", "etc/datastore/onestor")
+
+
+def test_fresh_install_holds_exactly_the_tree(front_end: FrontEnd) -> None:
+    before = front_end.installed()
+    out = front_end.run().stdout
+    assert "OpenNebula 6.10.0" in out
+    expected = {"onestor_lib/INSTALLED"}
+    for top, prefix in (("remotes", ""), ("onestor_lib", "onestor_lib/")):
+        for path in (front_end.source / top).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.name[0] != ".":
+                expected.add(prefix + path.relative_to(front_end.source / top).as_posix())
+    found = front_end.installed() - before
+    assert {name for name in found if "__pycache__" not in name} == expected
+    modules = {name for name in found if name.startswith("onestor_lib/") and name.endswith(".py")}
+    assert len({name for name in found if name.endswith(".pyc")}) == len(modules)
+    assert (front_end.remotes / CLONE).read_bytes() == (
+        front_end.source / "remotes" / CLONE
+    ).read_bytes()
+
+
+def test_modes_owners_and_no_links(front_end: FrontEnd) -> None:
+    front_end.run()
+    entry = pwd.getpwnam(USER)
+    for top in OURS:
+        for path in [front_end.remotes / top, *(front_end.remotes / top).rglob("*")]:
+            status = path.lstat()
+            is_script = top in ("tm/onestor", "datastore/onestor") and path.is_file()
+            expected = 0o755 if path.is_dir() or is_script else 0o644
+            assert not path.is_symlink()
+            assert status.st_mode & 0o7777 == expected, path
+            assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid), path
+
+
+def test_a_second_run_touches_nothing(front_end: FrontEnd) -> None:
+    front_end.run()
+    before = front_end.state()
+    assert "nothing to change" in front_end.run().stdout
+    assert front_end.state() == before
+    assert not [name for name in before if name.endswith(".new")]
+
+
+def test_the_callers_umask_and_python_settings_do_not_show(front_end: FrontEnd) -> None:
+    command = f"umask 077; exec '{front_end.source}/install.sh' \"$@\""
+    arguments = ["--remotes", str(front_end.remotes), "--user", USER]
+    environment = {
+        **os.environ,
+        "ONESTOR_PATH": f"{front_end.base}/bin",
+        "PYTHONPYCACHEPREFIX": str(front_end.base / "elsewhere"),
+        "SOURCE_DATE_EPOCH": "1",
+    }
+    subprocess.run(["bash", "-c", command, "-", *arguments], check=True, env=environment)
+    before = front_end.state()
+    front_end.run()
+    assert front_end.state() == before
+
+
+def test_the_bytecode_is_used(front_end: FrontEnd) -> None:
+    front_end.run()
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import onestor_lib"
+    done = subprocess.run(
+        [PYTHON, "-B", "-v", "-c", code, str(front_end.remotes)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"matches {front_end.remotes}/onestor_lib/__init__.py" in done.stderr
+
+
+def test_links_hidden_files_tests_and_bytecode_of_the_source(front_end: FrontEnd) -> None:
+    library = front_end.source / "onestor_lib"
+    (library / "linked.py").symlink_to(library / "__init__.py")
+    (library / ".swp").write_text("")
+    (library / "tests").mkdir()
+    (library / "tests" / "test_x.py").write_text("")
+    (library / "__pycache__").mkdir(exist_ok=True)
+    (library / "__pycache__" / "old.cpython-39.pyc").write_text("")
+    front_end.run()
+    installed = front_end.installed()
+    assert not (front_end.remotes / "onestor_lib/linked.py").is_symlink()
+    assert "onestor_lib/linked.py" in installed
+    assert not [name for name in installed if ".swp" in name or "tests" in name or "old." in name]
+
+
+def test_dangling_link_in_the_source_is_refused(front_end: FrontEnd) -> None:
+    (front_end.source / "onestor_lib" / "gone.py").symlink_to("nowhere")
+    error = front_end.run(status=1).stderr.splitlines()
+    assert len(error) == 1
+    assert "source: " in error[0]
+    assert "gone.py" in error[0]
+
+
+def test_module_that_does_not_compile_changes_nothing(front_end: FrontEnd) -> None:
+    front_end.run()
+    before = front_end.state()
+    (front_end.source / "onestor_lib" / "broken.py").write_text("def (:\n")
+    assert "compile: " in front_end.run(status=1).stderr
+    assert front_end.state() == before
+
+
+# -- upgrades ---------------------------------------------------------------------------------
+
+
+def test_upgrade_changes_only_what_changed(front_end: FrontEnd) -> None:
+    front_end.run()
+    before = front_end.state()
+    script(front_end.source / "remotes" / CLONE, SCRIPT + b"# newer\n")
+    front_end.run()
+    after = front_end.state()
+    changed = {name for name in after if after[name] != before.get(name)}
+    clone = front_end.remotes / CLONE
+    manifest = front_end.remotes / "onestor_lib/INSTALLED"
+    directories = {str(clone.parent), str(manifest.parent)}
+    assert changed - directories == {str(clone), str(manifest)}
+    assert clone.read_bytes().endswith(b"# newer\n")
+
+
+def test_upgrade_removes_what_vanished_but_nothing_of_others(front_end: FrontEnd) -> None:
+    library = front_end.source / "onestor_lib"
+    (library / "gone").mkdir()
+    (library / "gone" / "__init__.py").write_text("")
+    script(front_end.source / "remotes/tm/onestor/oldaction")
+    front_end.run()
+    (front_end.remotes / "tm/onestor/admins_own").write_text("")
+    assert (front_end.remotes / "onestor_lib/gone/__pycache__").is_dir()
+    shutil.rmtree(library / "gone")
+    (front_end.source / "remotes/tm/onestor/oldaction").unlink()
+    front_end.run()
+    assert not (front_end.remotes / "onestor_lib/gone").exists()
+    assert not (front_end.remotes / "tm/onestor/oldaction").exists()
+    assert (front_end.remotes / "tm/onestor/admins_own").exists()
+    assert (front_end.remotes / "tm/ssh").is_dir()
+
+
+def test_changed_module_of_same_size_and_second_is_compiled_again(front_end: FrontEnd) -> None:
+    module = front_end.source / "onestor_lib/agent/speed.py"
+    module.write_text("VALUE = 1\n")
+    front_end.run()
+    module.write_text("VALUE = 2\n")
+    front_end.run()
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from onestor_lib.agent import speed; "
+    done = subprocess.run(
+        [PYTHON, "-B", "-c", code + "print(speed.VALUE)", str(front_end.remotes)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "2\n"
+
+
+def test_wrong_mode_and_damaged_file_are_put_right(front_end: FrontEnd) -> None:
+    front_end.run()
+    (front_end.remotes / CLONE).chmod(0o600)
+    (front_end.remotes / MONITOR).write_text("damaged")
+    front_end.run()
+    assert (front_end.remotes / CLONE).stat().st_mode & 0o7777 == 0o755
+    assert (front_end.remotes / MONITOR).read_text() != "damaged"
+
+
+def test_leftover_of_an_interrupted_run_goes(front_end: FrontEnd) -> None:
+    front_end.run()
+    leftover = front_end.remotes / "tm/onestor/.clone.onestor-tmp"
+    leftover.write_text("half")
+    front_end.run()
+    assert not leftover.exists()
+
+
+def test_directory_that_is_a_link_is_refused(front_end: FrontEnd) -> None:
+    elsewhere = front_end.base / "elsewhere"
+    elsewhere.mkdir()
+    (front_end.remotes / "tm/onestor").symlink_to(elsewhere)
+    assert "is a symbolic link" in front_end.run(status=1).stderr
+    assert [*elsewhere.iterdir()] == []
+
+
+# -- configuration files ----------------------------------------------------------------------
+
+
+def test_unedited_configuration_is_updated(front_end: FrontEnd) -> None:
+    front_end.run()
+    (front_end.source / "remotes" / RC).write_text("SETTING=2\n")
+    front_end.run()
+    assert (front_end.remotes / RC).read_text() == "SETTING=2\n"
+    assert not (front_end.remotes / f"{RC}.new").exists()
+
+
+def test_edited_configuration_is_kept_with_the_new_one_beside(front_end: FrontEnd) -> None:
+    front_end.run()
+    (front_end.remotes / RC).write_text("MINE=1\n")
+    (front_end.source / "remotes" / RC).write_text("SETTING=2\n")
+    out = front_end.run().stdout
+    assert f"edited, left alone: {front_end.remotes / RC}" in out
+    assert (front_end.remotes / RC).read_text() == "MINE=1\n"
+    assert (front_end.remotes / f"{RC}.new").read_text() == "SETTING=2\n"
+    before = front_end.state()
+    front_end.run()
+    assert front_end.state() == before
+
+
+def test_new_one_goes_when_the_edit_was_merged(front_end: FrontEnd) -> None:
+    front_end.run()
+    (front_end.remotes / RC).write_text("MINE=1\n")
+    front_end.run()
+    shutil.copyfile(front_end.source / "remotes" / RC, front_end.remotes / RC)
+    front_end.run()
+    assert not (front_end.remotes / f"{RC}.new").exists()
+
+
+def test_configuration_from_before_the_first_install_is_kept(front_end: FrontEnd) -> None:
+    path = front_end.remotes / RC
+    path.parent.mkdir(parents=True)
+    path.write_text("MINE=1\n")
+    front_end.run()
+    assert path.read_text() == "MINE=1\n"
+    before = front_end.state()
+    front_end.run()
+    assert front_end.state() == before
+
+
+# -- interpreter and packages -----------------------------------------------------------------
+
+
+def lacking(front_end: FrontEnd) -> FrontEnd:
+    (front_end.base / "lacks-packages").touch()
+    return front_end
+
+
+def test_private_environment_when_packages_are_lacking(front_end: FrontEnd) -> None:
+    out = lacking(front_end).run(PIP_FIND_LINKS="/wheels").stdout
+    assert "lxml: 4.6 is old" in out
+    python = f"{front_end.venv}/bin/python3"
+    pip = "-m pip install --quiet --disable-pip-version-check lxml>=4.9 paramiko>=2.12 click>=8.1"
+    assert f"-m venv {front_end.venv}" in front_end.calls()
+    assert pip in front_end.calls()
+    assert (front_end.remotes / CLONE).read_text().startswith(f"#!{python}\n")
+    host_script = (front_end.remotes / MONITOR).read_bytes()
+    assert host_script == (front_end.source / "remotes" / MONITOR).read_bytes()
+    before = front_end.state()
+    front_end.log.write_text("")
+    front_end.run()
+    assert front_end.state() == before
+    assert pip not in front_end.calls()
+
+
+def test_packages_of_the_distribution_on_demand(front_end: FrontEnd) -> None:
+    lacking(front_end)
+    tools = front_end.base / "tools"
+    text = f'#!/bin/sh\necho "$@" >> "{tools}/log"; rm -f "{front_end.base}/lacks-packages"\n'
+    script(tools / "apt-get", text.encode())
+    path = f"{tools}:{os.environ['PATH']}"
+    if os.geteuid() != 0:
+        assert "needs root" in front_end.run("--packages", status=1, PATH=path).stderr
+        return
+    front_end.run("--packages", PATH=path)
+    wanted = "install -y --no-install-recommends python3-lxml python3-paramiko python3-click"
+    assert wanted in (tools / "log").read_text()
+    assert not front_end.venv.exists()
+    assert (front_end.remotes / CLONE).read_bytes().startswith(SCRIPT)
+
+
+def test_private_environment_on_demand(front_end: FrontEnd) -> None:
+    front_end.run("--private-venv")
+    assert (front_end.remotes / CLONE).read_text().startswith(f"#!{front_end.venv}/bin/python3\n")
+
+
+def test_failing_pip_leaves_no_environment(front_end: FrontEnd) -> None:
+    (front_end.base / "no-index").touch()
+    error = lacking(front_end).run(status=1).stderr.splitlines()
+    assert len(error) == 1
+    assert "pip install" in error[0]
+    assert "No matching distribution" in error[0]
+    assert not front_end.venv.exists()
+    assert not (front_end.remotes / "onestor_lib").exists()
+
+
+def test_directory_of_somebody_else_is_not_taken_as_environment(front_end: FrontEnd) -> None:
+    front_end.venv.mkdir()
+    (front_end.venv / "precious").touch()
+    assert "was not made by install.sh" in front_end.run("--private-venv", status=1).stderr
+    assert (front_end.venv / "precious").exists()
+
+
+def test_environment_whose_path_no_script_could_name(front_end: FrontEnd) -> None:
+    error = front_end.run("--private-venv", "--venv", "/tmp/a blank", status=1).stderr
+    assert "#! line" in error
+
+
+def test_newer_interpreter_beside_an_old_python3(front_end: FrontEnd) -> None:
+    (front_end.base / "bin/python3").rename(front_end.base / "bin/python3.11")
+    script(front_end.base / "bin/python3", b"#!/bin/sh\nexit 2\n")
+    front_end.run()
+    python = front_end.base / "bin/python3.11"
+    assert (front_end.remotes / CLONE).read_text().startswith(f"#!{python}\n")
+
+
+def test_no_usable_python(front_end: FrontEnd) -> None:
+    (front_end.base / "bin/python3").unlink()
+    error = front_end.run(status=1).stderr
+    assert "no python3 >= 3.9" in error
+
+
+def test_no_qemu_img(front_end: FrontEnd) -> None:
+    (front_end.base / "bin/qemu-img").unlink()
+    error = front_end.run(status=1).stderr
+    assert "qemu-img" in error
+    assert not (front_end.remotes / "onestor_lib").exists()
+
+
+if os.environ.get("ONESTOR_WHEELS"):
+
+    def test_real_private_environment(front_end: FrontEnd) -> None:
+        wheels = os.environ["ONESTOR_WHEELS"]
+        path = "/usr/local/bin:/usr/bin:/bin"
+        front_end.run("--private-venv", PIP_NO_INDEX="1", PIP_FIND_LINKS=wheels, ONESTOR_PATH=path)
+        code = "import lxml.etree, paramiko, click"
+        subprocess.run([str(front_end.venv / "bin/python3"), "-B", "-c", code], check=True)
+        before = front_end.state()
+        front_end.run(ONESTOR_PATH=path)
+        assert front_end.state() == before
+        front_end.run("--uninstall", ONESTOR_PATH=path)
+        assert not front_end.venv.exists()
+
+
+# -- places and arguments ---------------------------------------------------------------------
+
+
+def test_self_contained_opennebula(front_end: FrontEnd) -> None:
+    location = front_end.base / "one"
+    shutil.copytree(front_end.remotes, location / "var/remotes")
+    shutil.copytree(front_end.etc, location / "etc")
+    path = f"{front_end.base}/bin:{os.environ['PATH']}"
+    environment = {"ONE_LOCATION": str(location), "ONESTOR_PATH": "", "PATH": path}
+    front_end.run_bare("--user", USER, status=0, **environment)
+    assert (location / "var/remotes" / CLONE).is_file()
+    front_end.run_bare("--user", USER, "--configure", status=0, **environment)
+    assert "onestor" in (location / "etc/oned.conf").read_text()
+    front_end.run_bare("--user", USER, "--private-venv", status=0, **environment)
+    assert (location / "lib/onestor/venv/bin/python3").is_file()
+
+
+def test_dry_run_changes_nothing(front_end: FrontEnd) -> None:
+    before = front_end.state()
+    out = lacking(front_end).run("--dry-run").stdout
+    assert f"would be installed: {front_end.remotes / CLONE}" in out
+    assert "would make a private environment" in out
+    assert "would be" not in front_end.run("--uninstall", "--dry-run").stdout
+    assert "+" in front_end.run("--configure", "--dry-run").stdout
+    assert front_end.state() == before
+
+
+@pytest.mark.parametrize("version", ["6.2.0", "7.6.0", "x"])
+def test_version_outside_of_what_is_tested_is_a_warning(front_end: FrontEnd, version: str) -> None:
+    (front_end.remotes / "VERSION").write_text(version + "\n")
+    assert "6.4 to 7.4" in front_end.run().stderr
+
+
+@pytest.mark.parametrize(
+    "args", [["--bogus"], ["plain"], ["--remotes"], ["--check", "--uninstall"]]
+)
+def test_wrong_arguments(front_end: FrontEnd, args: list[str]) -> None:
+    done = front_end.run_bare(*args, status=2)
+    assert done.stdout == ""
+    assert "Usage: install.sh" in done.stderr
+
+
+def test_help_and_version(front_end: FrontEnd) -> None:
+    assert "--private-venv" in front_end.run_bare("--help").stdout
+    assert front_end.run_bare("--version").stdout.startswith("onestor 0.")
+
+
+def test_directory_that_is_not_opennebulas(front_end: FrontEnd) -> None:
+    (front_end.remotes / "tm/ssh").rmdir()
+    (front_end.remotes / "tm").rmdir()
+    error = front_end.run(status=1).stderr.splitlines()
+    assert len(error) == 1
+    assert f"{front_end.remotes}/tm" in error[0]
+
+
+def test_unknown_user(front_end: FrontEnd) -> None:
+    assert "no such user" in front_end.run("--user", "no_such_user_here", status=1).stderr
+    assert "no such group" in front_end.run("--user", f"{USER}:no_such_group", status=1).stderr
+
+
+def test_damaged_manifest_is_named(front_end: FrontEnd) -> None:
+    front_end.run()
+    (front_end.remotes / "onestor_lib/INSTALLED").write_text("{")
+    assert "onestor_lib/INSTALLED: damaged" in front_end.run(status=1).stderr
+
+
+# -- uninstall --------------------------------------------------------------------------------
+
+
+def test_uninstall_leaves_what_was_there_before(front_end: FrontEnd) -> None:
+    def names() -> set[str]:
+        return {str(path) for path in front_end.remotes.rglob("*") if path.name != "datastore"}
+
+    before = names()
+    lacking(front_end).run()
+    done = front_end.run("--uninstall")
+    assert "stop working" in done.stderr
+    assert "TM_MAD_CONF" in done.stdout
+    # etc/datastore may have been made by the installation; an empty directory harms nobody.
+    assert names() == before
+    assert not front_end.venv.exists()
+    again = front_end.run("--uninstall").stdout
+    assert "onestor is not installed" in again
+
+
+def test_uninstall_keeps_edited_configuration_and_names_it(front_end: FrontEnd) -> None:
+    front_end.run()
+    (front_end.remotes / RC).write_text("MINE=1\n")
+    out = front_end.run("--uninstall").stdout
+    assert f"kept, edited: {front_end.remotes / RC}" in out
+    assert front_end.installed() == {RC, "VERSION"}
+
+
+def test_uninstall_with_configure_gives_oned_conf_back(front_end: FrontEnd) -> None:
+    before = (front_end.etc / "oned.conf").read_text()
+    front_end.run()
+    front_end.run("--configure")
+    assert (front_end.etc / "oned.conf").read_text() != before
+    front_end.run("--uninstall", "--configure")
+    assert (front_end.etc / "oned.conf").read_text() == before
+
+
+def test_uninstall_after_an_interrupted_install(front_end: FrontEnd) -> None:
+    (front_end.remotes / "tm/onestor/clone").mkdir(parents=True)
+    assert "is a directory" in front_end.run(status=1).stderr
+    assert (front_end.remotes / "onestor_lib/__init__.py").exists()
+    (front_end.remotes / "tm/onestor/clone").rmdir()
+    front_end.run("--uninstall")
+    left = {name for name in front_end.installed() if not name.startswith("etc/")}
+    assert left == {"VERSION"}
+
+
+# -- check ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(front_end: FrontEnd) -> FrontEnd:
+    front_end.run()
+    front_end.run("--configure")
+    return front_end
+
+
+def problems(front_end: FrontEnd, status: int = 1) -> list[str]:
+    before = front_end.state()
+    lines = front_end.run("--check", status=status).stdout.splitlines()
+    assert front_end.state() == before
+    assert all(line.startswith(("ok: ", "problem: ")) for line in lines), lines
+    bad = [line for line in lines if line.startswith("problem: ")]
+    assert all("; mend: " in line for line in bad)
+    return bad
+
+
+def test_check_of_a_good_installation(installed: FrontEnd) -> None:
+    assert problems(installed, status=0) == []
+
+
+def test_check_before_the_installation(front_end: FrontEnd) -> None:
+    assert any("onestor is not installed" in line for line in problems(front_end))
+
+
+def fault_missing(site: FrontEnd) -> str:
+    (site.remotes / CLONE).unlink()
+    return f"{CLONE}: missing"
+
+
+def fault_content(site: FrontEnd) -> str:
+    (site.remotes / CLONE).write_text("other")
+    return f"{CLONE}: differs"
+
+
+def fault_mode(site: FrontEnd) -> str:
+    (site.remotes / CLONE).chmod(0o700)
+    return f"{CLONE}: mode 0700"
+
+
+def fault_dangling(site: FrontEnd) -> str:
+    (site.remotes / "tm/ssh/link").symlink_to("nowhere")
+    return "tm/ssh/link: dangling"
+
+
+def fault_unreadable(site: FrontEnd) -> str:
+    path = site.remotes / "tm/ssh/secret"
+    path.touch()
+    path.chmod(0o000)
+    return "tm/ssh/secret: "
+
+
+def fault_link(site: FrontEnd) -> str:
+    (site.remotes / MONITOR).unlink()
+    (site.remotes / MONITOR).symlink_to(site.remotes / CLONE)
+    return f"{MONITOR}: not a regular file"
+
+
+def fault_bytecode(site: FrontEnd) -> str:
+    shutil.rmtree(site.remotes / "onestor_lib/__pycache__")
+    return "onestor_lib/__init__.py: no valid bytecode"
+
+
+def fault_stranger(site: FrontEnd) -> str:
+    (site.remotes / "onestor_lib/old.py").touch()
+    return "old.py: not a file of this version"
+
+
+def fault_packages(site: FrontEnd) -> str:
+    lacking(site)
+    return "lxml: 4.6 is old"
+
+
+def fault_tm_mad(site: FrontEnd) -> str:
+    path = site.etc / "oned.conf"
+    path.write_text(path.read_text().replace("ceph,onestor", "ceph", 1))
+    return "TM_MAD, ARGUMENTS, -d: onestor is not registered"
+
+
+def fault_orphans(site: FrontEnd) -> str:
+    path = site.etc / "oned.conf"
+    path.write_text(path.read_text().replace('ALLOW_ORPHANS = "YES"', 'ALLOW_ORPHANS = "NO"'))
+    return "ALLOW_ORPHANS"
+
+
+def fault_snapshots(site: FrontEnd) -> str:
+    path = site.etc / "vmm_exec/vmm_execrc"
+    path.write_text(path.read_text().replace("kvm-onestor", ""))
+    return "LIVE_DISK_SNAPSHOTS"
+
+
+FAULTS = [value for name, value in sorted(globals().items()) if name.startswith("fault_")]
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_check_finds_a_planted_fault(installed: FrontEnd, plant: object) -> None:
+    assert callable(plant)
+    expected = plant(installed)
+    found = problems_without_reading(installed)
+    assert [line for line in found if expected in line], found
+
+
+def problems_without_reading(site: FrontEnd) -> list[str]:
+    """As `problems`, where the state cannot be compared because a file cannot be read."""
+    lines = site.run("--check", status=1).stdout.splitlines()
+    return [line for line in lines if line.startswith("problem: ") and "; mend: " in line]
+
+
+def test_check_finds_foreign_bytecode(installed: FrontEnd) -> None:
+    # As root the drivers belong to somebody else, so what we write here is foreign to them.
+    cache = installed.remotes / "datastore/fs/__pycache__"
+    cache.mkdir()
+    foreign = os.geteuid() == 0
+    found = problems(installed, status=1 if foreign else 0)
+    assert bool(found) is foreign
+    assert all("bytecode" in line for line in found)
+
+
+def test_check_without_qemu_img(installed: FrontEnd) -> None:
+    (installed.base / "bin/qemu-img").unlink()
+    done = installed.run("--check", status=1)
+    assert "problem: qemu-img" in done.stdout
+
+
+# -- the rest ---------------------------------------------------------------------------------
+
+
+def test_mend_is_a_command_that_mends(installed: FrontEnd) -> None:
+    fault_content(installed)
+    (line,) = problems(installed)
+    command = line.partition("; mend: ")[2]
+    environment = {**os.environ, "ONESTOR_PATH": f"{installed.base}/bin"}
+    subprocess.run(["bash", "-c", command], check=True, env=environment, stdout=subprocess.PIPE)
+    assert problems(installed, status=0) == []
+
+
+def test_demo_runs_in_the_checkout_with_its_arguments(front_end: FrontEnd) -> None:
+    demo = front_end.source / "tests" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "__main__.py").write_text("import os, sys; print(os.getcwd(), sys.argv[1:])\n")
+    if os.geteuid() == 0:
+        out = front_end.run_bare("--demo", "--fast", "two words").stdout
+        assert out == f"{front_end.source} ['--fast', 'two words']\n"
+    else:
+        assert "root" in front_end.run_bare("--demo", status=1).stderr
+
+
+def test_manifest_tells_the_version(front_end: FrontEnd) -> None:
+    front_end.run()
+    manifest = json.loads((front_end.remotes / "onestor_lib/INSTALLED").read_text())
+    assert f"onestor {manifest['version']}\n" == front_end.run_bare("--version").stdout
+    assert all(digest.startswith("sha256:") for digest in manifest["files"].values())
+
+
+def test_probe_judges_versions() -> None:
+    path: Path = ROOT / "packaging" / "probe.py"
+    spec = importlib.util.spec_from_file_location("probe", path)
+    assert spec is not None
+    assert spec.loader is not None
+    probe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(probe)
+    assert probe.shortcoming("click>=1.0") == ""
+    assert "older than 999" in probe.shortcoming("click>=999")
+    assert "no_such_thing" in probe.shortcoming("no_such_thing>=1")
+    assert probe.numbers("4.9.2.post1") == [4, 9, 2]
