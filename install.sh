@@ -318,8 +318,7 @@ Then:
   systemctl restart opennebula
   onehost sync -f                        # as $user: copies the drivers to the hosts
   onedatastore create images.conf        # NAME = images,  TYPE = IMAGE_DS,  DS_MAD = onestor, TM_MAD = onestor
-  onedatastore create system.conf        # NAME = cluster, TYPE = SYSTEM_DS, TM_MAD = onestor,
-                                         # REPLICA_HOST = <the host of the cluster that caches images>
+  onedatastore create system.conf        # NAME = cluster, TYPE = SYSTEM_DS, TM_MAD = onestor
 HA: run this on every front-end, oned.conf and $remotes have to be the same on all.
 NEXT
 }

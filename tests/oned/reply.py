@@ -179,6 +179,8 @@ def monitored(reply: Reply) -> dict[str, int]:
         pair = re.fullmatch(r"\s*([A-Z_]+)\s*=\s*\"?(\d+)\"?\s*", line)
         if pair:
             figures[pair.group(1)] = int(pair.group(2))
+        elif re.fullmatch(r"\s*VM\s*=\s*\[.*\]\s*", line):
+            continue  # a shared system datastore's VMs: probe.py reads their grammar
         elif line.strip():
             raise UnusableReply(f"Error parsing datastore information: {line}")
     return figures

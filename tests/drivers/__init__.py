@@ -1,0 +1,1 @@
+"""The drivers on a cluster, called as oned calls them."""

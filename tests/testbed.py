@@ -1,0 +1,196 @@
+"""A cluster with onestor on it, installed as an administrator does, and oned to drive it.
+
+What the tests, the demo and the benchmarks run on: the test cluster's front-end gets a stock
+`remotes` directory, `install.sh` puts the drivers there, the hosts get their copy by the rsync
+that OpenNebula's `onehost sync` makes, and the stand-in for oned calls the drivers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from onestor_lib.agent.publish import is_temporary
+from tests.cluster import Cluster, Node, NodeProcess, wait_until
+from tests.oned.cloud import Cloud
+from tests.oned.mads import SSH_AUTH_SOCK
+from tests.oned.objects import Datastore, Image, Vm
+from tests.oned.oned import Oned
+
+REMOTES = "/var/lib/one/remotes"
+DATASTORES = "/var/lib/one/datastores"
+STATE = "/var/lib/one/oned"
+SESSION = "oneadmin:opennebula"
+LOG = "/var/log/one/onestor.log"
+
+AGENT = {"SSH_AUTH_SOCK": SSH_AUTH_SOCK}
+
+
+class Testbed:
+    """A running cloud; use :func:`testbed`."""
+
+    __test__ = False  # pytest: a helper, not a test class
+
+    def __init__(self, cluster: Cluster, version: str) -> None:
+        self.cluster = cluster
+        self.frontend = cluster.frontend
+        self.hosts = cluster.hosts
+        root = self.frontend.path(STATE)
+        self.cloud = Cloud(root, version, SESSION)
+        self.oned = Oned(self.cloud, self.frontend, hosts={node.name: node for node in self.hosts})
+        for node in self.hosts:
+            self.cloud.add_host(node.name)
+        self.images = self.cloud.add_image_datastore(id=101)
+        self.system = self.cloud.add_system_datastore(id=102)
+        self.file_images = self.cloud.add_file_datastore(id=103)
+        self._extra: tuple[str, ...] = ()
+        self._templates = {
+            datastore.id: dict(datastore.template) for datastore in self.cloud.datastores.values()
+        }
+
+    def image(self, path: str, datastore: Datastore | None = None, **options: object) -> Image:
+        """Register a file of the front-end as an image; it must become READY."""
+        where = datastore or self.images
+        image = self.oned.create_image(path, where, **options)  # type: ignore[arg-type]
+        assert image.source, image.template.get("ERROR")
+        return image
+
+    def vm(self, *images: Image, **options: object) -> Vm:
+        """A pending VM with a disk of each image."""
+        disks = [self.cloud.image_disk(image) for image in images]
+        return self.cloud.add_vm(disks=disks, **options)  # type: ignore[arg-type]
+
+    def disk_path(self, vm: Vm, disk: int = 0, datastore: Datastore | None = None) -> str:
+        """Where a VM's disk lies on its host."""
+        return f"{DATASTORES}/{(datastore or self.system).id}/{vm.id}/disk.{disk}"
+
+    def log(self) -> str:
+        """onestor's log on the front-end."""
+        return self.frontend.read(LOG).decode() if self.frontend.exists(LOG) else ""
+
+    def use_version(self, version: str) -> None:
+        """Be another version of OpenNebula from now on."""
+        self.cloud.version = version
+        for mad in (self.oned.datastore_mad, self.oned.transfer_mad, self.oned.vmm):
+            mad.version = version
+        self.frontend.write(f"{REMOTES}/VERSION", version + "\n")
+
+    def environment(self, **variables: str) -> None:
+        """Give the drivers these variables in addition; without any, none in addition."""
+        for mad in (self.oned.datastore_mad, self.oned.transfer_mad, self.oned.vmm):
+            for name in self._extra:
+                mad.environment.pop(name, None)
+            mad.environment.update(variables)
+        self._extra = tuple(variables)
+
+    def configure(self, text: str = "", file: str = "tm/onestor/onestorrc") -> None:
+        """Append to a configuration file; "" restores it as it was installed."""
+        source = self.frontend.read(f"/src/remotes/etc/{file}").decode()
+        self.frontend.write(f"{REMOTES}/etc/{file}", source + text)
+
+    def clean(self) -> None:
+        """Remove all VMs and images and what tests have changed, whatever state they are in."""
+        self.environment()
+        self.configure()
+        self.configure(file="datastore/onestor/onestor.conf")
+        for node in self.cluster.nodes:
+            argv = ["find", DATASTORES, "-mindepth", "1", "-delete"]
+            node.run(argv, user="root")
+            node.run(["rm", "-f", "/var/tmp/onestor-crashed-at"], user="root")
+        for registry in (self.cloud.vms, self.cloud.images):
+            for thing in list(registry.values()):
+                self.cloud.delete(thing)
+        for datastore, template in self._templates.items():
+            thing = self.cloud.datastores[datastore]
+            thing.template, thing.images = dict(template), []
+            self.cloud.save(thing)
+        self.frontend.write(LOG, "")
+
+    def crashed_at(self) -> list[str]:
+        """The crash points at which processes have died, on any machine."""
+        names = []
+        for node in self.cluster.nodes:
+            if node.exists("/var/tmp/onestor-crashed-at"):
+                names += node.read("/var/tmp/onestor-crashed-at").decode().split()
+        return names
+
+    def sync(self) -> None:
+        """Copy the remotes to every host, as `onehost sync` does (contract section 4.4)."""
+        for node in self.hosts:
+            target = f"{node.name}:/var/tmp/one"
+            argv = ["rsync", "-LRaz", "--delete", ".", target]
+            self.frontend.run(argv, cwd=REMOTES, env={**AGENT, "SSH_OPT_CONTROL_MASTER": "no"})
+
+    def files(self, node: Node, below: str = DATASTORES) -> dict[str, int]:
+        """Every file below a directory of a node, dot files included, with its size in bytes."""
+        root = node.path(below)
+        return {
+            str(path.relative_to(root)): path.lstat().st_size
+            for path in sorted(root.rglob("*"))
+            if path.is_symlink() or not path.is_dir()
+        }
+
+    def leftovers(self) -> list[str]:
+        """Temporaries anywhere, and processes of onestor that have no business any more."""
+        found = [
+            f"{node.name}:{name}"
+            for node in self.cluster.nodes
+            for name in self.files(node)
+            if any(is_temporary(part) for part in name.split("/"))
+        ]
+        for node in self.cluster.nodes:
+            found += [
+                f"{node.name}: {' '.join(argv)[:120]}"
+                for _, argv in node.processes()
+                if any("onestor_bootstrap" in word for word in argv)
+            ]
+        return found
+
+
+@contextlib.contextmanager
+def testbed(
+    *,
+    hosts: int = 2,
+    version: str = "6.10.0.1",
+    binds: Mapping[str, str] | None = None,
+    install_env: Mapping[str, str] | None = None,
+    install_options: tuple[str, ...] = (),
+) -> Iterator[Testbed]:
+    """Bring up a cluster, install onestor, start oned; everything is gone behind the block."""
+    with Cluster(hosts=hosts, binds=dict(binds or {})) as cluster:
+        frontend = cluster.frontend
+        prepare_frontend(frontend, version)
+        argv = ["/src/install.sh", *install_options]
+        frontend.run(argv, user="root", env=dict(install_env or {}), timeout=300)
+        cluster.fill_known_hosts()
+        bed = Testbed(cluster, version)
+        bed.sync()
+        with oned_server(frontend):
+            yield bed
+
+
+def prepare_frontend(frontend: Node, version: str) -> None:
+    """Put what OpenNebula's packages install and onestor relies on onto a front-end."""
+    for name in ("tm/ssh", "datastore/fs", "etc/tm/ssh", "etc/datastore/fs", "im", "vmm"):
+        frontend.run(["mkdir", "-p", f"{REMOTES}/{name}"])
+    frontend.write(f"{REMOTES}/VERSION", version + "\n")
+    frontend.write("/var/lib/one/.one/one_auth", SESSION + "\n", mode=0o600)
+    frontend.run(["mkdir", "-p", STATE])
+
+
+@contextlib.contextmanager
+def oned_server(frontend: Node) -> Iterator[NodeProcess]:
+    """The XML-RPC API on the front-end."""
+    argv = ["/usr/bin/python3", "-B", "-m", "tests.oned.server", "--root", STATE]
+    with frontend.popen(argv, cwd="/src") as process:
+        try:
+            wait_until(lambda: _listening(frontend), "oned answers")
+            yield process
+        finally:
+            process.kill_tree()
+
+
+def _listening(frontend: Node) -> bool:
+    port = ":" + format(2633, "04X")
+    return port in Path(f"/proc/{frontend.pid}/net/tcp").read_text(encoding="ascii")
