@@ -28,7 +28,7 @@ AGENT = {"SSH_AUTH_SOCK": SSH_AUTH_SOCK}
 
 
 class Testbed:
-    """A running cloud; use :func:`testbed`."""
+    """A running cloud; use :func:`running_testbed`."""
 
     __test__ = False  # pytest: a helper, not a test class
 
@@ -98,9 +98,10 @@ class Testbed:
             argv = ["find", DATASTORES, "-mindepth", "1", "-delete"]
             node.run(argv, user="root")
             node.run(["rm", "-f", "/var/tmp/onestor-crashed-at"], user="root")
-        for registry in (self.cloud.vms, self.cloud.images):
-            for thing in list(registry.values()):
-                self.cloud.delete(thing)
+        for vm in list(self.cloud.vms.values()):
+            self.cloud.delete(vm)
+        for image in list(self.cloud.images.values()):
+            self.cloud.delete(image)
         for datastore, template in self._templates.items():
             thing = self.cloud.datastores[datastore]
             thing.template, thing.images = dict(template), []
@@ -149,7 +150,7 @@ class Testbed:
 
 
 @contextlib.contextmanager
-def testbed(
+def running_testbed(
     *,
     hosts: int = 2,
     version: str = "6.10.0.1",

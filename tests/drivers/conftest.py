@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import Node
-from tests.testbed import Testbed, testbed
+from tests.testbed import Testbed, running_testbed
 
 SOURCES = "/var/tmp"
 
 
 @pytest.fixture(scope="session")
 def running_bed() -> Iterator[Testbed]:
-    with testbed(hosts=2) as bed:
+    with running_testbed(hosts=2) as bed:
         make_sources(bed.frontend)
         yield bed
 

@@ -1,0 +1,242 @@
+"""Local agents, images drawn in letters, small file systems, a stand-in for oned's API."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import xmlrpc.server
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from onestor_lib.agent import client, crashpoints, publish
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.client import AgentClient
+from onestor_lib.frontend import bundle, config
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services.hosts import Hosts
+
+ROOT = Path(__file__).resolve().parents[2]
+MB = 1 << 20
+TOO_LONG = 30  # seconds after which a test counts as waiting for ever
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("tool")
+
+
+@pytest.fixture(autouse=True)
+def every_wait_ends() -> Iterator[None]:
+    """Interrupt a test that waits for ever instead of letting it hang."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise AssertionError(f"still waiting after {TOO_LONG} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(TOO_LONG)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Return once `condition()` is true; the reason for waiting is the test's next line."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.005)
+
+
+def draw(path: Path, pattern: str, tail: bytes = b"") -> Path:
+    """A raw image of one chunk for each letter: data, "0" for zeros on disk, "-" for a hole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for index, letter in enumerate(pattern):
+            if letter != "-":
+                block = bytes(CHUNK) if letter == "0" else letter.encode() * CHUNK
+                os.pwrite(file.fileno(), block, index * CHUNK)
+        os.pwrite(file.fileno(), tail, len(pattern) * CHUNK)
+        file.truncate(len(pattern) * CHUNK + len(tail))
+        os.fsync(file.fileno())
+    return path
+
+
+def allocated(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def listing(directory: Path) -> list[str]:
+    """All names below a directory."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def temporaries(directory: Path) -> list[str]:
+    return [name for name in listing(directory) if publish.is_temporary(Path(name).name)]
+
+
+def qemu_img(*argv: str | Path) -> str:
+    done = subprocess.run(["qemu-img", *argv], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def info(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(qemu_img("info", "--output=json", path))
+    return found
+
+
+def qcow2(path: Path, pattern: str) -> Path:
+    """A qcow2 image with the content of `draw`."""
+    raw = draw(path.with_name(path.name + ".raw"), pattern)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, path)
+    raw.unlink()
+    return path
+
+
+def children(pid: int) -> list[int]:
+    """Ids of the processes that `pid` has started."""
+    with contextlib.suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for task in tasks for child in task.read_text().split()]
+    return []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@dataclass
+class Agents:
+    """Starts agents on this machine, and collects what they log."""
+
+    hosts: Hosts
+    logged: io.StringIO
+
+    @contextlib.contextmanager
+    def start(self, crash_at: str = "") -> Iterator[AgentClient]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(crashpoints.VARIABLE, crash_at)
+            with self.hosts.local_agent() as agent:
+                yield agent
+
+
+@pytest.fixture
+def agents() -> Agents:
+    logged = io.StringIO()
+    settings = config.Settings(config.TM_ATTRIBUTES, {})
+    return Agents(Hosts(settings, Log("test", stderr=logged)), logged)
+
+
+@pytest.fixture
+def agent(agents: Agents) -> Iterator[AgentClient]:
+    with agents.start() as started:
+        yield started
+
+
+@pytest.fixture
+def payload(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Lets this process start further agents, as an agent does."""
+    built = bundle.build()
+    monkeypatch.setattr(client, "payload", built)
+    return built
+
+
+@pytest.fixture
+def crashed() -> Iterator[Callable[[], list[str]]]:
+    """The crash points at which processes have died in this test."""
+
+    def read() -> list[str]:
+        return crashpoints.NOTE.read_text().split() if crashpoints.NOTE.exists() else []
+
+    crashpoints.NOTE.unlink(missing_ok=True)
+    yield read
+    crashpoints.NOTE.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def mounted(directory: Path, megabytes: int, *mkfs: str) -> Iterator[Path]:
+    """A new file system in a file, mounted through a loop device."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    image, point = directory / "image", directory / "mounted"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(megabytes * MB)
+    subprocess.run([*mkfs, str(image)], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", str(point)], check=True)
+        image.unlink()
+
+
+@pytest.fixture
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 20 MiB."""
+    with mounted(tmp_path_factory.mktemp("small"), 20, "mkfs.ext4", "-q", "-m0") as point:
+        yield point
+
+
+@pytest.fixture(scope="session")
+def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that can share blocks."""
+    with mounted(tmp_path_factory.mktemp("xfs"), 320, "mkfs.xfs", "-q", "-mreflink=1") as point:
+        yield point
+
+
+@dataclass
+class Oned:
+    """Answers oned's XML-RPC calls: `answers` by (kind, id), anything else does not exist."""
+
+    answers: dict[tuple[str, int], Any] = field(default_factory=dict)
+    calls: list[tuple[str, str, int]] = field(default_factory=list)
+    url: str = ""
+
+    def _dispatch(self, method: str, params: tuple[Any, ...]) -> Any:
+        kind = method.split(".")[1]
+        session, number = params[:2]
+        self.calls.append((method, session, number))
+        answer = self.answers.get((kind, number))
+        if callable(answer):
+            answer = answer()
+        if answer is None:
+            return [False, f"[{method}] Error getting {kind} [{number}].", 0x400]
+        return answer if isinstance(answer, list) else [True, answer, 0]
+
+
+class QuietServer(xmlrpc.server.SimpleXMLRPCServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A driver that was killed leaves a broken connection: no reason to print anything."""
+
+
+@pytest.fixture
+def oned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Oned]:
+    """oned's API on a port of its own; this process and its children are told where."""
+    api = Oned()
+    with QuietServer(("127.0.0.1", 0), logRequests=False) as server:
+        server.register_instance(api)
+        api.url = f"http://127.0.0.1:{server.server_address[1]}/RPC2"
+        auth = tmp_path / "one_auth"
+        auth.write_text("oneadmin:secret\n")
+        monkeypatch.setenv("ONE_XMLRPC", api.url)
+        monkeypatch.setenv("ONE_AUTH", str(auth))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield api
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,285 @@
+"""agent.transfer between two real processes: what arrives, and what is noticed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from onestor_lib.agent import channel, client, crashpoints, transfer
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.errors import (
+    HostUnreachable,
+    Missing,
+    NoSpace,
+    OnestorError,
+    TransferFailed,
+)
+from onestor_lib.frontend import openssh
+from tests.tool.conftest import MB, Agents, allocated, children, draw, is_alive, wait_until
+
+pytestmark = pytest.mark.usefixtures("payload")
+
+RECEIVER = openssh.local_agent_argv()
+
+# Stands between sender and receiver: passes AT bytes on, then does what ACTION says.
+LINK = """
+import os, select, subprocess, sys
+at, action = int(sys.argv[1]), sys.argv[2]
+receiver = subprocess.Popen(sys.argv[3:], stdin=subprocess.PIPE)
+passed = 0
+while block := os.read(0, 1 << 16):
+    if passed <= at < passed + len(block):
+        here = at - passed
+        if action == "flip":
+            block = block[:here] + bytes([block[here] ^ 1]) + block[here + 1:]
+        else:
+            receiver.stdin.write(block[:here])
+            receiver.stdin.flush()
+            if action == "stall":
+                sender = select.poll()
+                sender.register(0, 0)
+                sender.poll()  # until it goes away
+            break
+    receiver.stdin.write(block)
+    receiver.stdin.flush()
+    passed += len(block)
+receiver.stdin.close()
+sys.exit(receiver.wait())
+"""
+
+# Notes the largest resident size, in KiB, of the program it runs.
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+"""
+
+
+def link(action: str, behind_bundle: int) -> list[str]:
+    """A receiver behind a link that goes wrong so many bytes behind the code that is sent first."""
+    at = 10 + len(client.payload) + behind_bundle
+    return [sys.executable, "-c", LINK, str(at), action, *RECEIVER]
+
+
+def send(
+    source: Path,
+    target: Path,
+    argv: Sequence[str] = RECEIVER,
+    *,
+    sparse: bool = True,
+    stall: float = 10.0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    target.touch()
+    return transfer.send(
+        source, argv, host="host1", temporary=str(target), sparse=sparse, stall=stall,
+        on_progress=on_progress,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tail"),
+    [("", b""), ("", b"x"), ("A", b""), ("A0-B", b"tail"), ("---", b""), ("--A", b""), ("AB--", b"")],
+)
+def test_what_arrives_is_identical_and_keeps_its_holes(
+    tmp_path: Path, pattern: str, tail: bytes
+) -> None:
+    source, target = draw(tmp_path / "source", pattern, tail), tmp_path / "target"
+    result = send(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    data = sum(letter not in "0-" for letter in pattern)
+    assert result["size"] == len(pattern) * CHUNK + len(tail)
+    assert result["sent"] == data * CHUNK + len(tail), "neither holes nor zeros are sent"
+    assert allocated(target) <= data * CHUNK + 8192
+
+
+def test_C4_SPARSE_NO_allocates_everything(tmp_path: Path) -> None:
+    source, target = draw(tmp_path / "source", "A-0-", b"x"), tmp_path / "target"
+    send(source, target, sparse=False)
+    assert target.read_bytes() == source.read_bytes()
+    assert allocated(target) >= source.stat().st_size
+
+
+def test_A8_equal_content_has_an_equal_digest_whatever_its_holes(tmp_path: Path) -> None:
+    digests = {
+        send(draw(tmp_path / pattern, pattern), tmp_path / "target")["digest"]
+        for pattern in ("A0-B", "A-0B")
+    }
+    assert len(digests) == 1
+
+
+def test_A16_a_sparse_terabyte_is_quick(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(1 << 40)
+        os.pwrite(file.fileno(), b"end", (1 << 40) - 3)
+    begin = time.monotonic()
+    assert send(source, tmp_path / "target")["sent"] == CHUNK
+    assert time.monotonic() - begin < 5
+    with (tmp_path / "target").open("rb") as file:
+        assert file.seek(-3, os.SEEK_END) == (1 << 40) - 3
+        assert file.read() == b"end"
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    send(draw(tmp_path / "s", "A-"), tmp_path / "t", on_progress=lambda *facts: told.append(facts))
+    assert told[-1] == (2 * CHUNK, 2 * CHUNK)
+
+
+# 80 bytes behind the code lies the request, 300,000 bytes behind it the first chunk.
+@pytest.mark.parametrize("behind", [300_000, CHUNK + 300_000, 3 * CHUNK])
+def test_A8_one_bit_changed_on_the_way_is_noticed(tmp_path: Path, behind: int) -> None:
+    with pytest.raises(TransferFailed, match="digest differ|stream is damaged") as failure:
+        send(draw(tmp_path / "s", "ABCD"), tmp_path / "t", link("flip", behind))
+    assert failure.value.retryable
+    assert failure.value.host == "host1"
+
+
+@pytest.mark.parametrize("behind", [0, 300_000, CHUNK, 3 * CHUNK + 300_000])
+def test_A3_a_stream_that_is_cut_is_noticed(tmp_path: Path, behind: int) -> None:
+    with pytest.raises((TransferFailed, HostUnreachable)) as failure:
+        send(draw(tmp_path / "s", "ABCD"), tmp_path / "t", link("cut", behind))
+    assert failure.value.retryable
+
+
+def test_K8_a_stream_that_stands_still_ends_at_the_limit(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    with pytest.raises(TransferFailed, match="nothing moved for 1 s"):
+        send(draw(tmp_path / "s", "ABCDE"), tmp_path / "t", link("stall", CHUNK), stall=1.0)
+    assert time.monotonic() - begin < 15
+
+
+def test_A19_the_receiver_ends_a_stream_that_stands_still(tmp_path: Path) -> None:
+    target = tmp_path / "t"
+    target.touch()
+    with client.AgentClient(client.ProcessStream(RECEIVER), "host1") as receiver:
+        receiver.start(client.payload)
+        arguments = {"temporary": str(target), "size": CHUNK, "sparse": True, "stall": 0.3}
+        receiver.request("transfer.receive", arguments, stream=True)
+        with pytest.raises(TransferFailed, match="nothing came for 0 s"):
+            receiver.result("receive")
+
+
+def test_signs_of_life_do_not_get_into_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer takes longer than the pause between two signs of life."""
+    monkeypatch.setattr(channel, "PULSE", 0.002)
+    source = draw(tmp_path / "source", "ABCDEFGH" * 8)
+    send(source, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    source = draw(tmp_path / "s", "AB")
+
+    def change(done: int, total: int) -> None:
+        os.utime(source, ns=(1, 1))
+
+    with pytest.raises(TransferFailed, match="was changed while it was sent"):
+        send(source, tmp_path / "t", on_progress=change)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_second_try_leaves_nothing_of_the_first(tmp_path: Path, sparse: bool) -> None:
+    """The image was changed during the first try; what is zeros now had data then."""
+    target = tmp_path / "t"
+    send(draw(tmp_path / "s", "ABC"), target, sparse=sparse)
+    source = draw(tmp_path / "s", "A-0")
+    send(source, target, sparse=sparse)
+    assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_C1_a_full_disk_is_no_broken_link(tmp_path: Path, small: Path, sparse: bool) -> None:
+    source = draw(tmp_path / "s", "A" * 40)
+    with pytest.raises(NoSpace, match="No space left"):
+        send(source, small / "t", sparse=sparse)
+
+
+def test_missing_files_on_either_side_are_named(tmp_path: Path) -> None:
+    source = draw(tmp_path / "s", "A")
+    with pytest.raises(Missing, match=f"host1:{tmp_path}/no/t"):
+        transfer.send(
+            source, RECEIVER, host="host1", temporary=f"{tmp_path}/no/t", sparse=True, stall=9,
+            on_progress=lambda done, total: None,
+        )  # fmt: skip
+
+
+def test_J12_the_receiver_does_not_follow_a_link(tmp_path: Path) -> None:
+    (tmp_path / "t").symlink_to(draw(tmp_path / "victim", "V"))
+    with pytest.raises(OnestorError, match="symbolic links"):
+        send(draw(tmp_path / "s", "A"), tmp_path / "t")
+    assert (tmp_path / "victim").read_bytes() == b"V" * CHUNK
+
+
+def test_a_receiver_that_cannot_start_says_why(tmp_path: Path) -> None:
+    argv = ["sh", "-c", "echo 'no route to host' >&2; exit 255"]
+    with pytest.raises(HostUnreachable, match=r"host1: no route to host \(sh: status 255\)"):
+        send(draw(tmp_path / "s", "A"), tmp_path / "t", argv)
+
+
+@pytest.mark.parametrize("point", ["send.started", "send.half", "send.ended", "receive.started",
+                                   "receive.half", "receive.ended"])  # fmt: skip
+def test_A3_either_side_killed_and_the_next_try_succeeds(
+    agents: Agents, crashed: Callable[[], list[str]], tmp_path: Path, point: str
+) -> None:
+    source, target = draw(tmp_path / "s", "AB-C"), tmp_path / "t"
+    target.touch()
+    options = {
+        "path": str(source), "argv": list(RECEIVER), "host": "host1", "temporary": str(target),
+        "sparse": True, "stall": 10.0,
+    }  # fmt: skip
+    with agents.start(crash_at=point) as sender, pytest.raises(OnestorError) as failure:
+        sender.call("transfer.send", **options)
+    assert crashed() == [point]
+    assert failure.value.retryable and "SIGKILL" in str(failure.value)
+    with agents.start() as sender:
+        sender.call("transfer.send", **options)
+    assert target.read_bytes() == source.read_bytes()
+    assert point in crashpoints.POINTS
+
+
+def test_A3_the_receiver_ends_with_its_sender(agents: Agents, tmp_path: Path) -> None:
+    source, target = draw(tmp_path / "s", "ABCDEFGH"), tmp_path / "t"
+    target.touch()
+    with agents.start() as sender:
+        stream = sender._stream
+        assert isinstance(stream, client.ProcessStream)
+        pid = stream._process.pid
+        sender.request(
+            "transfer.send",
+            {"path": str(source), "argv": link("stall", 2 * CHUNK), "host": "host1",
+             "temporary": str(target), "sparse": True, "stall": 60.0},
+        )  # fmt: skip
+        wait_until(lambda: any(children(each) for each in children(pid)))
+        (proxy,) = children(pid)
+        (receiver,) = children(proxy)
+    wait_until(lambda: not is_alive(pid))
+    wait_until(lambda: not is_alive(receiver))
+
+
+def test_memory_of_the_receiver_is_bounded(tmp_path: Path) -> None:
+    """64 MiB for data, whatever the size (docs/design.md, section 7)."""
+    figures = []
+    for name, megabytes in (("little", 1), ("much", 512)):
+        source, note = tmp_path / "source", tmp_path / "note"
+        with source.open("wb") as file:
+            block = os.urandom(CHUNK)
+            for index in range(0, megabytes, 2):
+                os.pwrite(file.fileno(), block, index * MB)
+            file.truncate(megabytes * MB)
+        result = send(
+            source, tmp_path / name, [sys.executable, "-c", MEASURED, str(note), *RECEIVER]
+        )
+        assert result["sent"] == (megabytes + 1) // 2 * MB
+        figures.append(int(note.read_text()))
+        (tmp_path / name).unlink()
+    assert (figures[1] - figures[0]) << 10 < 64 * MB

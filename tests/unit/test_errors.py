@@ -1,0 +1,80 @@
+"""agent.errors: one line for oned, exit statuses, and classes that cross the connection."""
+
+from __future__ import annotations
+
+import errno
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from onestor_lib.agent import errors
+
+FAMILY = [errors.OnestorError, *errors.OnestorError.__subclasses__()]
+
+
+@given(st.text())
+@example("- \n-x")
+@example("\ud800 from a file name that is not UTF-8")
+@example("\x9b31m a terminal's escape in one character")
+def test_K6_one_line_is_one_printable_line_that_oned_shows(text: str) -> None:
+    line = errors.one_line(text)
+    assert len(line.splitlines()) <= 1
+    assert not [c for c in line if unicodedata.category(c) in ("Cc", "Cs")]
+    assert not line.startswith(("-", " "))
+    assert len(line) <= errors.MAX_LINE
+    line.encode("utf-8")
+
+
+def test_one_line_keeps_the_beginning_of_a_long_text() -> None:
+    assert errors.one_line("x" * 2000) == "x" * 997 + "..."
+    assert errors.one_line("a\n\tb\x00 c ") == "a b c"
+
+
+def test_K5_the_line_says_step_host_path_and_cause() -> None:
+    error = errors.TransferFailed("send", "broken pipe", host="h1", path="/a")
+    assert str(error) == "send h1:/a: broken pipe"
+    assert str(errors.Missing("read", "gone", path="/a")) == "read /a: gone"
+    assert str(errors.InvalidInput("read", "bad")) == "read: bad"
+
+
+@pytest.mark.parametrize("cls", FAMILY, ids=lambda cls: cls.__name__)
+def test_every_class_crosses_the_connection(cls: type[errors.OnestorError]) -> None:
+    facts = json.loads(json.dumps(errors.to_json(cls("step", "cause", path="/p"))))
+    error = errors.from_json(facts, host="h1")
+    assert type(error) is cls
+    assert (error.step, error.cause, error.host, error.path) == ("step", "cause", "h1", "/p")
+    assert 1 <= cls.exit_code <= 254, "255 means killed to oned"
+
+
+def test_exit_statuses_tell_the_classes_apart() -> None:
+    assert len({cls.exit_code for cls in FAMILY}) == len(FAMILY)
+
+
+def test_facts_from_another_version_are_an_error_all_the_same() -> None:
+    assert type(errors.from_json({"type": "Unheard", "step": "s"})) is errors.OnestorError
+    assert errors.from_json({"host": "there"}, host="here").host == "there"
+
+
+@pytest.mark.parametrize(
+    ("number", "cls"),
+    [
+        (errno.ENOENT, errors.Missing),
+        (errno.ENOSPC, errors.NoSpace),
+        (errno.EDQUOT, errors.NoSpace),
+        (errno.EACCES, errors.NotAllowed),
+        (errno.EIO, errors.OnestorError),
+    ],
+)
+def test_H28_operating_system_errors_keep_their_cause(
+    number: int, cls: type[errors.OnestorError]
+) -> None:
+    error = errors.from_os_error("copy", OSError(number, "words of the kernel", "/file"))
+    assert type(error) is cls
+    assert str(error) == "copy /file: words of the kernel"
+
+
+def test_termination_passes_handlers_for_failures() -> None:
+    assert not issubclass(errors.Terminated, Exception)

@@ -1,0 +1,143 @@
+"""agent.extents: data and holes of real files. Reflinks and other file systems: tests/tool."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onestor_lib.agent import extents
+from onestor_lib.agent.chunks import CHUNK
+
+BLOCK = 1 << 16
+
+
+class Sparse:
+    """A file of data blocks (any letter) and holes ("-")."""
+
+    def __init__(self, path: Path, pattern: str, tail: bytes = b"") -> None:
+        self.size = len(pattern) * BLOCK + len(tail)
+        self.path = path
+        with path.open("wb") as file:
+            for index, letter in enumerate(pattern):
+                if letter != "-":
+                    os.pwrite(file.fileno(), letter.encode() * BLOCK, index * BLOCK)
+            os.pwrite(file.fileno(), tail, self.size - len(tail))
+            file.truncate(self.size)
+        self.fd = os.open(path, os.O_RDWR)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[list[Sparse]]:
+    files: list[Sparse] = []
+    yield files
+    for file in files:
+        os.close(file.fd)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("", []), ("--", []), ("A", [(0, 1)]), ("-A-BB", [(1, 2), (3, 5)]), ("A--", [(0, 1)])],
+)
+def test_data_extents(
+    tmp_path: Path, opened: list[Sparse], pattern: str, expected: list[tuple[int, int]]
+) -> None:
+    file = Sparse(tmp_path / "f", pattern)
+    opened.append(file)
+    found = list(extents.data(file.fd, file.size))
+    assert found == [(start * BLOCK, end * BLOCK) for start, end in expected]
+
+
+def test_data_chunks_come_once_each(tmp_path: Path, opened: list[Sparse]) -> None:
+    file = Sparse(tmp_path / "f", "A-A" + "-" * 13 + "-" * 16 + "-" * 15 + "A" + "A", b"tail")
+    opened.append(file)
+    assert list(extents.data_chunks(file.fd, file.size)) == [0, 2, 3]
+
+
+def test_without_SEEK_DATA_everything_may_be_data(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Sparse(tmp_path / "f", "-A-")
+    opened.append(file)
+
+    def lseek(fd: int, position: int, how: int) -> NoReturn:
+        raise OSError(errno.EINVAL, "")
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    assert list(extents.data(file.fd, file.size)) == [(0, file.size)]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("kernel", ["copies", "cannot copy"])
+@pytest.mark.parametrize("pattern", ["", "A", "-", "A-B--", "--A"])
+def test_C4_copies_are_identical_and_keep_or_fill_holes(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch,
+    sparse: bool, kernel: str, pattern: str,
+) -> None:  # fmt: skip
+    source, target = Sparse(tmp_path / "s", pattern, b"tail"), Sparse(tmp_path / "t", "")
+    opened += [source, target]
+    if kernel == "cannot copy":
+
+        def copy_file_range(*arguments: object) -> NoReturn:
+            raise OSError(errno.EXDEV, "")
+
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    extents.copy(source.fd, target.fd, source.size, sparse=sparse)
+    assert target.path.read_bytes() == source.path.read_bytes()
+    holes = pattern.count("-") * BLOCK
+    allocated = target.path.stat().st_blocks * 512
+    if sparse:
+        assert allocated <= source.size - holes + 4096
+    else:
+        assert allocated >= source.size
+
+
+def test_errors_other_than_not_supported_are_raised(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = Sparse(tmp_path / "s", "A"), Sparse(tmp_path / "t", "")
+    opened += [source, target]
+
+    def full(*arguments: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="full"):
+        extents.copy(source.fd, target.fd, source.size, sparse=True)
+    monkeypatch.setattr("fcntl.ioctl", full)
+    with pytest.raises(OSError, match="full"):
+        extents.reflink(source.fd, target.fd)
+
+
+def test_a_source_that_became_shorter_ends_the_copy(tmp_path: Path, opened: list[Sparse]) -> None:
+    source, target = Sparse(tmp_path / "s", "A"), Sparse(tmp_path / "t", "")
+    opened += [source, target]
+    extents._read_and_write(source.fd, target.fd, 0, 2 * BLOCK)
+    assert target.path.stat().st_size == BLOCK
+
+
+@given(st.binary(max_size=100), st.integers(0, 120), st.integers(0, 120))
+def test_read_exactly(content: bytes, count: int, offset: int) -> None:
+    fd = os.memfd_create("content")
+    try:
+        os.write(fd, content)
+        assert extents.read_exactly(fd, count, offset) == content[offset : offset + count]
+    finally:
+        os.close(fd)
+
+
+def test_zeros_are_written_only_when_not_sparse(tmp_path: Path, opened: list[Sparse]) -> None:
+    file = Sparse(tmp_path / "f", "-")
+    opened.append(file)
+    extents.write_chunk(file.fd, 0, bytes(BLOCK), sparse=True)
+    assert file.path.stat().st_blocks == 0
+    extents.write_chunk(file.fd, 0, bytes(BLOCK), sparse=False)
+    os.fsync(file.fd)
+    assert file.path.stat().st_blocks * 512 >= BLOCK
+    assert CHUNK % BLOCK == 0

@@ -1,0 +1,123 @@
+"""agent.vm_directory: names in the VM directory, records, and removal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from onestor_lib.agent import publish, vm_directory
+from onestor_lib.agent.errors import Terminated
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def test_records_survive_and_damage_counts_as_none(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.0"
+    assert vm_directory.read_record(disk) == {}
+    vm_directory.write_record(disk, {"vm": 7, "image": "ü"})
+    assert vm_directory.read_record(disk) == {"vm": 7, "image": "ü"}
+    for damage in (b"", b"[1]", b"{", b"\xff"):
+        vm_directory.record_path(disk).write_bytes(damage)
+        assert vm_directory.read_record(disk) == {}
+
+
+@pytest.mark.parametrize("before", [None, b"", b"ssh\n", b"onestor\n"])
+def test_trap44_the_marker_says_onestor_and_is_never_empty(
+    tmp_path: Path, before: bytes | None
+) -> None:
+    marker = tmp_path / ".monitor"
+    if before is not None:
+        marker.write_bytes(before)
+    inode = marker.stat().st_ino if before else 0
+    vm_directory.mark_monitored(tmp_path)
+    assert marker.read_bytes() == b"onestor\n"
+    if before == b"onestor\n":
+        assert marker.stat().st_ino == inode, "written only when it has to be"
+
+
+def test_C2_a_failure_leaves_no_new_directory_behind(tmp_path: Path) -> None:
+    directory = tmp_path / "100" / "7"
+    with pytest.raises(ValueError), vm_directory.created(directory):
+        (directory / ".disk.0.lock").write_text("")
+        raise ValueError
+    assert names(tmp_path) == []
+
+
+def test_what_was_there_survives_a_failure(tmp_path: Path) -> None:
+    directory = tmp_path / "100" / "7"
+    directory.mkdir(parents=True)
+    (directory / "disk.1").write_text("")
+    (tmp_path / "100" / "8").mkdir()
+    with pytest.raises(Terminated), vm_directory.created(directory):
+        raise Terminated
+    assert names(tmp_path / "100") == ["7", "8"]
+    assert names(directory) == ["disk.1"]
+
+
+def test_C14_what_is_set_aside_is_kept_under_a_name_nobody_touches(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.0"
+    disk.write_text("old")
+    aside = vm_directory.set_aside(disk)
+    assert names(tmp_path) == [aside.name]
+    assert aside.read_text() == "old"
+    assert aside.name.startswith(".disk.0.") and not publish.is_temporary(aside.name)
+
+
+def test_a_disk_goes_with_all_that_belongs_to_it_alone(tmp_path: Path) -> None:
+    for name in ("disk.1", "disk.1.base", ".disk.1.record", "disk.10", ".disk.1.lock"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "disk.1.snap").mkdir()
+    (tmp_path / "disk.1.snap" / "0").write_text("")
+    assert vm_directory.remove_disk(tmp_path / "disk.1") is True
+    assert names(tmp_path) == [".disk.1.lock", "disk.10"]
+    assert vm_directory.remove_disk(tmp_path / "disk.1") is False
+
+
+def test_the_disk_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("disk.1", "disk.1.base", ".disk.1.record"):
+        (tmp_path / name).write_text("")
+    removed: list[str] = []
+    monkeypatch.setattr(publish, "remove", lambda path: bool(removed.append(path.name)))
+    vm_directory.remove_disk(tmp_path / "disk.1")
+    assert removed[-1] == "disk.1" and len(removed) == 4
+
+
+def test_a_directory_disappears_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "7"
+    directory.mkdir()
+    (directory / "disk.0").write_text("")
+    seen = []
+    remove = publish.remove
+
+    def look(path: Path) -> bool:
+        seen.extend(names(tmp_path))
+        return remove(path)
+
+    monkeypatch.setattr(publish, "remove", look)
+    assert vm_directory.remove(directory) is True
+    assert [publish.is_temporary(name) for name in seen] == [True]
+    assert vm_directory.remove(directory) is False
+    assert names(tmp_path) == []
+
+
+def test_K15_a_terminated_removal_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "7"
+    directory.mkdir()
+
+    def terminated(path: Path) -> NoReturn:
+        raise Terminated
+
+    with monkeypatch.context() as patched, pytest.raises(Terminated):
+        patched.setattr(publish, "remove", terminated)
+        vm_directory.remove(directory)
+    publish.discard_unfinished()
+    assert names(tmp_path) == []
