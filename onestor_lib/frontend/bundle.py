@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import zlib
@@ -11,6 +12,7 @@ import onestor_lib
 from onestor_lib.agent import crashpoints
 
 
+@functools.lru_cache(maxsize=1)
 def build() -> bytes:
     """What :meth:`onestor_lib.agent.client.AgentClient.start` sends.
 

@@ -77,7 +77,8 @@ def _session() -> str:
 
 
 def _homes() -> list[Path]:
-    homes = [Path("/var/lib/one/.one")]
+    location = os.environ.get("ONE_LOCATION")  # a self-contained OpenNebula
+    homes = [Path(location, "var", ".one") if location else Path("/var/lib/one/.one")]
     if home := os.environ.get("HOME"):
         homes.insert(0, Path(home) / ".one")
     return list(dict.fromkeys(homes))

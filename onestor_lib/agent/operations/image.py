@@ -144,8 +144,7 @@ def _facts(path: Path, image_format_name: str, step: str) -> tuple[int, int, int
     virtual = facts.st_size
     if image_format_name == "qcow2":
         virtual = image_format.describe_qcow2(head, step=step, path=str(path)).virtual_size
-    # Some file systems report no blocks for fresh data (known failure A22): never count less
-    # than nothing, never more than the file.
+    # Preallocated blocks behind the end are not copied; the last chunk may be allocated whole.
     return facts.st_size, min(facts.st_blocks * 512, facts.st_size + CHUNK), virtual
 
 

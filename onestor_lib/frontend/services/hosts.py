@@ -23,7 +23,8 @@ class Hosts:
 
     def is_here(self, host: str) -> bool:
         """Whether ``host`` is this machine by name. Another name for it works too, over ssh."""
-        return host in ("", "localhost", socket.gethostname(), socket.getfqdn())
+        own = socket.gethostname()  # never a look-up: a name server may take its time
+        return host in ("localhost", own, own.partition(".")[0])
 
     @contextlib.contextmanager
     def agent(self, host: str) -> Iterator[AgentClient]:

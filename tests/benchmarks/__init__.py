@@ -1,0 +1,1 @@
+"""Figures, each beside a yardstick that runs in the same call (docs/benchmarks.md)."""
