@@ -24,7 +24,7 @@ redhat_packages=(python3-lxml python3-paramiko python3-click qemu-img)
 # What the demonstration needs: a Debian package and a command of it. The Python packages are asked
 # for by probe.py.
 demo_needs=(python3:/usr/bin/python3 qemu-utils:qemu-img openssh-server:sshd openssh-client:ssh
-    iproute2:ip e2fsprogs:mkfs.ext4 util-linux:nsenter fdisk:sfdisk)
+    iproute2:ip e2fsprogs:mkfs.ext4 util-linux:nsenter fdisk:sfdisk rsync:rsync)
 demo_python_packages=(python3-lxml python3-paramiko python3-click)
 
 usage() {

@@ -130,8 +130,12 @@ class Agents:
     def start(self, crash_at: str = "") -> Iterator[AgentClient]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(crashpoints.VARIABLE, crash_at)
-            with self.hosts.local_agent() as agent:
-                yield agent
+            bundle.build.cache_clear()  # the crash point travels with the code
+            try:
+                with self.hosts.local_agent() as agent:
+                    yield agent
+            finally:
+                bundle.build.cache_clear()
 
 
 @pytest.fixture

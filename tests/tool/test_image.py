@@ -125,7 +125,7 @@ def test_A22_data_in_no_blocks_is_data(tmp_path: Path) -> None:
         importing = Importing(point)
         importing.file.write_bytes(b"data in the inode")
         os.sync()
-        assert importing.file.stat().st_blocks == 0
+        assert importing.file.stat().st_blocks <= 1
         importing.run()
         assert importing.image.read_bytes() == b"data in the inode"
 
@@ -186,7 +186,7 @@ class TestFormats:
         "options",
         [
             ["-F", "raw", "-b", "SECRET"],
-            ["-F", "raw", "-b", 'json:{"driver":"file","filename":"SECRET"}'],
+            ["-u", "-F", "raw", "-b", 'json:{"driver":"file","filename":"SECRET"}'],
             ["-o", "data_file=SECRET.data"],
         ],
         ids=["backing file", "json", "data file"],
