@@ -88,8 +88,10 @@ class AgentClient:
         self.host = host
         self._stream, self._on_log, self._on_progress = stream, on_log, on_progress
         self._buffer = bytearray()
+        # Messages and signs of life are sent by two threads. Whoever holds the lock while _quiet is
+        # not set may write; behind that there is a raw stream, or a descriptor that is closed.
         self._sending = threading.Lock()
-        self._closed = threading.Event()
+        self._quiet = threading.Event()
 
     def start(self, bundle: bytes) -> None:
         """Send the code and wait for the greeting; noise of login scripts before it is skipped.
@@ -135,7 +137,8 @@ class AgentClient:
 
     def request(self, operation: str, arguments: dict[str, Any], *, stream: bool = False) -> None:
         """Send a request; with ``stream`` raw bytes follow through :meth:`send_raw`."""
-        self._message({"op": operation, "args": arguments, **({"stream": True} if stream else {})})
+        message = {"op": operation, "args": arguments, **({"stream": True} if stream else {})}
+        self._message(message, last=stream)
 
     def send_raw(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
         """Bytes of a stream; ``TimeoutError`` when nothing moves for ``timeout`` seconds."""
@@ -146,7 +149,8 @@ class AgentClient:
         return self._outcome(self._next_message(operation))
 
     def close(self) -> None:
-        self._closed.set()
+        with self._sending:
+            self._quiet.set()
         self._stream.close()
 
     def __enter__(self) -> AgentClient:
@@ -194,21 +198,28 @@ class AgentClient:
         del self._buffer[: end + 1]
         return line
 
-    def _message(self, message: dict[str, Any]) -> None:
-        self._send(json.dumps(message).encode("ascii") + b"\n")
+    def _message(self, message: dict[str, Any], *, last: bool = False) -> None:
+        self._send(json.dumps(message).encode("ascii") + b"\n", last=last)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, *, last: bool = False) -> None:
+        """Send ``data``; if it is the ``last`` message no sign of life follows it either."""
         try:
             with self._sending:
                 self._stream.send(data, channel.SILENCE)
+                if last:
+                    self._quiet.set()
         except (TimeoutError, OSError) as error:
             cause = self._stream.last_words() or str(error) or "the connection is lost"
             raise HostUnreachable("talk to the agent", cause, host=self.host) from error
 
     def _pulse(self) -> None:
-        while not self._closed.wait(channel.PULSE):
-            with contextlib.suppress(OSError, HostUnreachable):
-                self._send(b"\n")
+        while not self._quiet.wait(channel.PULSE):
+            with self._sending:
+                if self._quiet.is_set():
+                    return
+                # A connection that is broken is noticed by whoever waits for an answer.
+                with contextlib.suppress(OSError):
+                    self._stream.send(b"\n", channel.PULSE)
 
 
 class ProcessStream:

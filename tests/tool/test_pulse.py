@@ -1,0 +1,56 @@
+"""Signs of life must never get between the bytes of a stream."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from onestor_lib.agent import channel, client, transfer
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.frontend import bundle, openssh
+
+
+def test_A8_a_transfer_that_takes_longer_than_the_pulse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of pulses would go out while these chunks are sent: not one may."""
+    monkeypatch.setattr(channel, "PULSE", 0.0001)
+    monkeypatch.setattr(client, "payload", bundle.build())
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(CHUNK) * 64)
+    target.touch()
+    sent = transfer.send(
+        source,
+        openssh.local_agent_argv(),
+        host="here",
+        temporary=str(target),
+        sparse=True,
+        stall=10.0,
+        on_progress=lambda done, total: None,
+    )
+    assert sent["sent"] == 64 * CHUNK
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_no_pulse_after_the_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor's number is given to the next file that is opened."""
+    monkeypatch.setattr(channel, "PULSE", 0.0001)
+    agent = client.AgentClient(client.ProcessStream(openssh.local_agent_argv()), "here")
+    agent.start(bundle.build())
+    before = threading.active_count()
+    agent.close()
+    reader, writer = os.pipe()
+    try:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join(5)
+        assert threading.active_count() < before
+        os.set_blocking(reader, False)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+    finally:
+        os.close(reader)
+        os.close(writer)
