@@ -98,13 +98,13 @@ class AgentClient:
 
         Raises :class:`HostUnreachable` with what the other side said instead.
         """
-        self._send(b"%9d\n" % len(bundle) + bundle)
+        self._send(b"%9d\n" % len(bundle) + bundle, "start the agent")
         noise = bytearray()
         while True:
             line = self._read_line("start the agent")
             if line + b"\n" == GREETING:
                 break
-            noise += line
+            noise += line + b"\n"
             if len(noise) > 1 << 16:
                 raise HostUnreachable("start the agent", "endless output", host=self.host)
         threading.Thread(target=self._pulse, daemon=True).start()
@@ -190,7 +190,7 @@ class AgentClient:
                     step, f"no sign of life for {channel.SILENCE:.0f} s", host=self.host
                 ) from None
             if not block:
-                raise HostUnreachable(step, self._stream.last_words(), host=self.host)
+                raise HostUnreachable(step, self._last_words(), host=self.host)
             self._buffer += block
             if len(self._buffer) > channel.MAX_LINE:
                 raise HostUnreachable(step, "a line without end", host=self.host)
@@ -199,9 +199,9 @@ class AgentClient:
         return line
 
     def _message(self, message: dict[str, Any], *, last: bool = False) -> None:
-        self._send(json.dumps(message).encode("ascii") + b"\n", last=last)
+        self._send(json.dumps(message).encode("ascii") + b"\n", "talk to the agent", last=last)
 
-    def _send(self, data: bytes, *, last: bool = False) -> None:
+    def _send(self, data: bytes, step: str, *, last: bool = False) -> None:
         """Send ``data``; if it is the ``last`` message no sign of life follows it either."""
         try:
             with self._sending:
@@ -209,8 +209,13 @@ class AgentClient:
                 if last:
                     self._quiet.set()
         except (TimeoutError, OSError) as error:
-            cause = self._stream.last_words() or str(error) or "the connection is lost"
-            raise HostUnreachable("talk to the agent", cause, host=self.host) from error
+            raise HostUnreachable(step, self._last_words(), host=self.host) from error
+
+    def _last_words(self) -> str:
+        """Why the connection has ended; nothing is sent any more."""
+        with self._sending:
+            self._quiet.set()
+        return self._stream.last_words()
 
     def _pulse(self) -> None:
         while not self._quiet.wait(channel.PULSE):
@@ -247,15 +252,15 @@ class ProcessStream:
 
     def send(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
         view = memoryview(data)
+        watched = [self._err]
         while view:
-            readable, writable, _ = select.select([self._err], [self._in], [], timeout)
-            if readable and not self._listen() and not writable:
-                # End of its error output: only the pipe to it can tell more.
-                _, writable, _ = select.select([], [self._in], [], timeout)
+            readable, writable, _ = select.select(watched, [self._in], [], timeout)
+            if not readable and not writable:
+                raise TimeoutError
+            if readable and not self._listen():
+                watched.clear()
             if writable:
                 view = view[os.write(self._in, view) :]
-            elif not readable:
-                raise TimeoutError
 
     def receive(self, timeout: float) -> bytes:
         deadline = time.monotonic() + timeout

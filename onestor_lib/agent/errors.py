@@ -19,7 +19,7 @@ def one_line(text: str) -> str:
     No control characters (oned reads line by line, contract section 1.4), no ``-`` at the start
     (oned drops such a message, section 1.5), bounded length.
     """
-    line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", text).strip()
+    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
     line = line.encode("utf-8", "replace").decode("utf-8").lstrip("- ")
     return line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..."
 

@@ -38,6 +38,7 @@ class Description:
 
     format: str
     virtual_size: int
+    convertible: bool = True  # an encrypted image is raw to everybody but its guest
 
 
 def describe(head: bytes, file_size: int, *, step: str, path: str) -> Description:
@@ -48,6 +49,8 @@ def describe(head: bytes, file_size: int, *, step: str, path: str) -> Descriptio
     """
     if head.startswith(b"QFI\xfb"):
         return describe_qcow2(head, step=step, path=path)
+    if head.startswith(b"LUKS\xba\xbe"):
+        return Description("raw", file_size, convertible=False)
     for signature, name in _COMPRESSED.items():
         if head.startswith(signature):
             raise InvalidInput(

@@ -20,7 +20,7 @@ from typing import IO
 from onestor_lib.agent.errors import CommandFailed
 
 LINGER = 2.0  # seconds between SIGTERM and SIGKILL
-MAX_STDOUT = 8 << 20  # bytes; more than any answer we read
+MAX_STDOUT = 4 << 20  # bytes; more than any answer we read
 STDERR_TAIL = 16 << 10  # bytes kept: the last lines hold the cause
 # Distributions keep mkfs and friends where an unprivileged PATH may not look (known failure K12).
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")

@@ -69,7 +69,12 @@ class Temporary:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        remove(self.path)
+        try:
+            remove(self.path)
+        except OSError:
+            if error is None:
+                raise
+            return  # the sweep takes it; what went wrong first is what matters
         _unfinished.discard(self.path)
 
     def publish(self, *, mode: int = 0o660, replace: bool = False) -> None:
@@ -100,6 +105,25 @@ def temporary_directory(final: Path) -> Iterator[Path]:
     finally:
         remove(path)
         _unfinished.discard(path)
+
+
+def take_away(path: Path) -> bool:
+    """Remove ``path`` so that its name is free in one step; whether it was there.
+
+    It is renamed to a temporary first: whoever is at work below it loses the name at once, and if
+    we are killed half-way the next sweep does the rest.
+    """
+    trash = path.parent / temporary_name(path.name)
+    _unfinished.add(trash)
+    try:
+        path.rename(trash)
+    except FileNotFoundError:
+        _unfinished.discard(trash)
+        return False
+    crashpoints.reach("delete.renamed")
+    remove(trash)
+    _unfinished.discard(trash)
+    return True
 
 
 def discard_unfinished() -> None:

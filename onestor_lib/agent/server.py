@@ -131,7 +131,7 @@ def main(settings: dict[str, str], payload: bytes) -> None:
     # Nothing but our messages may reach the connection: not an operation's print, not a program's.
     connection = os.dup(1)
     os.dup2(2, 1)
-    os.write(connection, client.GREETING)
+    os.write(connection, b"\n" + client.GREETING)  # noise before it may lack its line end
     server = Server()
     server.writer = channel.Writer(connection)
     with contextlib.suppress(errors.Terminated, BrokenPipeError):

@@ -96,6 +96,8 @@ def receive(
     crashpoints.reach("receive.started")
     try:
         with _Pipeline(2) as work:
+            # What an earlier try wrote must not show through where this one sends no zeros.
+            os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
             if not sparse:
                 extents.allocate(fd, size)

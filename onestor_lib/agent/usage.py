@@ -12,8 +12,8 @@ from typing import Dict, Iterable, Iterator, List, Tuple
 
 MB = 1 << 20
 
-_DISK = re.compile(r"disk\.(\d+)$")
-_NUMBER = re.compile(r"\d+$")
+_DISK = re.compile(r"disk\.([0-9]+)$")
+_NUMBER = re.compile(r"[0-9]+$")
 
 
 def capacity(path: str) -> Dict[str, int]:
@@ -119,7 +119,7 @@ def _snapshots(directory: str, members: Dict[Tuple[int, int], int]) -> List[Tupl
 def _numbered(directory: str) -> Iterator[Tuple[int, str]]:
     with os.scandir(directory) as entries:
         for entry in entries:
-            if _NUMBER.match(entry.name) and entry.is_dir():
+            if _NUMBER.match(entry.name) and os.path.isdir(entry.path):
                 yield int(entry.name), entry.path
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, publish
+from onestor_lib.agent import crashpoints, locks, publish
 
 MARKER = ".monitor"  # names the driver to the host probe (contract section 4.1)
 DRIVER = "onestor"
@@ -60,9 +60,33 @@ def mark_monitored(datastore: Path) -> None:
     publish.write_file(marker, wanted)
 
 
+def forget_record(disk: Path) -> None:
+    """Remove the record of a disk that is not there after all."""
+    if not os.path.lexists(disk):
+        publish.remove(record_path(disk))
+
+
+@contextlib.contextmanager
+def lock(disk: Path, *, purpose: str, timeout: float) -> Iterator[None]:
+    """Hold the lock of ``disk``; when the block fails, its file goes from a directory without more.
+
+    Only the holder may do that: whoever waits looks whether the file is still the one it waits
+    for (``onestor_lib.agent.locks``).
+    """
+    path = lock_path(disk)
+    with locks.exclusive(path, purpose=purpose, timeout=timeout):
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if os.listdir(disk.parent) == [path.name]:
+                    path.unlink()
+            raise
+
+
 @contextlib.contextmanager
 def created(directory: Path) -> Iterator[None]:
-    """Make ``directory`` with its parents; when the block fails, leave no new empty one behind."""
+    """Make a VM's directory with its parents; when the block fails, leave no new empty one."""
     new = []
     for path in (directory, *directory.parents):
         if path.exists():
@@ -72,10 +96,21 @@ def created(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _remove_if_bare(directory)
-        for path in new[1:]:
+        for path in new:
             with contextlib.suppress(OSError):
-                path.rmdir()
+                _remove_if_bare(path)
+        raise
+
+
+def _remove_if_bare(path: Path) -> None:
+    """Remove a directory that holds nothing, or nothing but our marker."""
+    if marked := os.listdir(path) == [MARKER]:
+        (path / MARKER).unlink()
+    try:
+        path.rmdir()
+    except OSError:
+        if marked:
+            mark_monitored(path)  # another VM has come meanwhile and relies on it
         raise
 
 
@@ -106,22 +141,6 @@ def remove(directory: Path) -> bool:
     directory to publish in (contract section 8, trap 8); what is left of a removal that is killed
     goes with the next sweep.
     """
-    trash = directory.parent / publish.temporary_name(directory.name)
-    try:
-        directory.rename(trash)
-    except FileNotFoundError:
-        return False
-    crashpoints.reach("delete.renamed")
-    publish.remove(trash)
+    there = publish.take_away(directory)
     crashpoints.reach("delete.removed")
-    return True
-
-
-def _remove_if_bare(directory: Path) -> None:
-    """Remove a directory that holds nothing but lock files."""
-    with contextlib.suppress(OSError):
-        names = os.listdir(directory)
-        if all(name.startswith(".") and name.endswith(".lock") for name in names):
-            for name in names:
-                (directory / name).unlink()
-            directory.rmdir()
+    return there

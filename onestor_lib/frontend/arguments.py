@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from onestor_lib.agent.errors import InvalidInput
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*")
-_DISK = re.compile(r"disk\.(\d+)")
+_DISK = re.compile(r"disk\.([0-9]+)")
 _STEP = "read the arguments"
 
 
@@ -60,7 +60,7 @@ def location(word: str) -> Location:
     host = arg_host(word)
     if not _HOST.fullmatch(host):
         raise InvalidInput(_STEP, f"no host in {word!r}")
-    return Location(host, checked_path(arg_path(word)), word.partition(":")[2])
+    return Location(host, checked_path(arg_path(word)), "/" + word.partition(":/")[2])
 
 
 def checked_path(path: str) -> str:
@@ -89,7 +89,7 @@ def vm_path(word: str, vm_id: int) -> VmPath:
     else:
         raise InvalidInput(_STEP, f"{word!r} is not in the directory of VM {vm_id}")
     datastore = "/".join(parts)
-    if not parts[-1].isdigit():
+    if not re.fullmatch(r"[0-9]+", parts[-1]):
         raise InvalidInput(_STEP, f"{word!r} is not in the directory of a datastore")
     if name and not _DISK.fullmatch(name) and name not in ("kernel", "initrd"):
         raise InvalidInput(_STEP, f"{name!r} is neither a disk nor a kernel")

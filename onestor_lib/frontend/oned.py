@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import ssl
+import xml.parsers.expat
 import xmlrpc.client
 from pathlib import Path
 
 from onestor_lib.agent.errors import Missing, OnedUnavailable
-from onestor_lib.frontend import xml
+from onestor_lib.frontend import xml as documents
 
 TIMEOUT = 30.0  # seconds; $ONE_XMLRPC_TIMEOUT overrides it, as for OpenNebula's tools
 _NO_EXISTS = 0x0400
+_FAILURES = (
+    OSError,
+    ValueError,
+    http.client.HTTPException,
+    xml.parsers.expat.ExpatError,
+    xmlrpc.client.Error,
+)
 
 
 class Client:
@@ -26,33 +35,33 @@ class Client:
     when it cannot be asked.
     """
 
-    def vm(self, vm_id: int) -> xml.Element:
+    def vm(self, vm_id: int) -> documents.Element:
         return self._info("vm", vm_id)
 
-    def datastore(self, datastore_id: int) -> xml.Element:
+    def datastore(self, datastore_id: int) -> documents.Element:
         return self._info("datastore", datastore_id)
 
-    def host(self, host_id: int) -> xml.Element:
+    def host(self, host_id: int) -> documents.Element:
         return self._info("host", host_id)
 
-    def image(self, image_id: int) -> xml.Element:
+    def image(self, image_id: int) -> documents.Element:
         return self._info("image", image_id)
 
-    def _info(self, kind: str, object_id: int) -> xml.Element:
+    def _info(self, kind: str, object_id: int) -> documents.Element:
         step = f"ask oned for {kind} {object_id}"
         url = endpoint()
         try:
             proxy = xmlrpc.client.ServerProxy(url, transport=_transport(url))
             with proxy:
                 answer = getattr(proxy, f"one.{kind}.info")(_session(), object_id)
-        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError) as error:
+        except _FAILURES as error:
             raise OnedUnavailable(step, f"{url}: {error}") from None
         if not isinstance(answer, list) or len(answer) < 2:
             raise OnedUnavailable(step, f"{url}: unexpected answer")
         if answer[0] is not True:
             error_class = Missing if answer[2:3] == [_NO_EXISTS] else OnedUnavailable
             raise error_class(step, str(answer[1]))
-        return xml.parse(str(answer[1]).encode("utf-8"), f"{kind} {object_id}")
+        return documents.parse(str(answer[1]).encode("utf-8"), f"{kind} {object_id}")
 
 
 def endpoint() -> str:
@@ -92,10 +101,9 @@ def _read(path: Path) -> str:
 
 
 def _transport(url: str) -> xmlrpc.client.Transport:
-    try:
-        timeout = float(os.environ.get("ONE_XMLRPC_TIMEOUT", "")) or TIMEOUT
-    except ValueError:
-        timeout = TIMEOUT
+    wanted = os.environ.get("ONE_XMLRPC_TIMEOUT", "")
+    is_number = re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", wanted)
+    timeout = (float(wanted) if is_number else 0.0) or TIMEOUT
     if not url.startswith("https:"):
         return _HttpTransport(timeout)
     context = ssl.create_default_context(capath=os.environ.get("ONE_CERT_DIR"))
@@ -114,7 +122,9 @@ class _HttpTransport(xmlrpc.client.Transport):
 
     def make_connection(self, host: object) -> http.client.HTTPConnection:
         chost, self._extra_headers, _ = self.get_host_info(host)  # type: ignore[arg-type]
-        return _NoDelayConnection(chost, timeout=self._timeout)
+        connection = _NoDelayConnection(chost, timeout=self._timeout)
+        self._connection = host, connection  # type: ignore[assignment]  # what close() closes
+        return connection
 
 
 class _HttpsTransport(xmlrpc.client.SafeTransport):
@@ -124,7 +134,9 @@ class _HttpsTransport(xmlrpc.client.SafeTransport):
 
     def make_connection(self, host: object) -> http.client.HTTPSConnection:
         chost, self._extra_headers, _ = self.get_host_info(host)  # type: ignore[arg-type]
-        return http.client.HTTPSConnection(chost, timeout=self._timeout, context=self._ssl)
+        connection = http.client.HTTPSConnection(chost, timeout=self._timeout, context=self._ssl)
+        self._connection = host, connection  # type: ignore[assignment]
+        return connection
 
 
 class _NoDelayConnection(http.client.HTTPConnection):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, locks, publish, qemu_img, vm_directory
+from onestor_lib.agent import crashpoints, publish, qemu_img, vm_directory
 from onestor_lib.agent.errors import Missing, NoSpace, OnestorError, Superseded, TransferFailed
 from onestor_lib.agent.server import Call
 
@@ -43,8 +43,7 @@ def place(
     publish.sweep(datastore)
     with vm_directory.created(directory), _noticing_deletion(directory):
         publish.sweep(directory)
-        lock = vm_directory.lock_path(disk)
-        with locks.exclusive(lock, purpose=str(record["action"]), timeout=lock_timeout):
+        with vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout):
             if check_space:
                 _require_space(directory, _needed(source, image_format, grow_to, sparse))
             crashpoints.reach("place.prepared")
@@ -54,14 +53,17 @@ def place(
                 final = _shape(temporary, image_format, grow_to, sparse, convert_timeout, stack)
                 snapshots = _fetch_snapshots(call, disk, source["snapshots"], stack)
                 call.ask("wanted")
-                ours = _settle(call, disk, record, retry)
-                vm_directory.mark_monitored(datastore)
-                vm_directory.write_record(disk, record)
-                crashpoints.reach("place.recorded")
-                if snapshots:
-                    snapshots.rename(vm_directory.snapshots_path(disk))
-                    crashpoints.reach("place.snapshots")
-                final.publish(mode=0o660, replace=ours)
+                with _undone_on_failure() as undo:
+                    ours = _settle(call, disk, record, retry, undo)
+                    undo.callback(vm_directory.forget_record, disk)
+                    vm_directory.write_record(disk, record)
+                    crashpoints.reach("place.recorded")
+                    if snapshots:
+                        undo.callback(publish.remove, vm_directory.snapshots_path(disk))
+                        snapshots.rename(vm_directory.snapshots_path(disk))
+                        crashpoints.reach("place.snapshots")
+                    vm_directory.mark_monitored(datastore)
+                    final.publish(mode=0o660, replace=ours)
     return {"allocated": disk.stat().st_blocks * 512}
 
 
@@ -128,7 +130,17 @@ def _shape(
     return allocated
 
 
-def _settle(call: Call, disk: Path, record: dict[str, Any], retry: bool) -> bool:
+@contextlib.contextmanager
+def _undone_on_failure() -> Iterator[contextlib.ExitStack]:
+    """Collect what takes the steps back; run it, last step first, unless the block succeeds."""
+    with contextlib.ExitStack() as undo:
+        yield undo
+        undo.pop_all()
+
+
+def _settle(
+    call: Call, disk: Path, record: dict[str, Any], retry: bool, undo: contextlib.ExitStack
+) -> bool:
     """Clear the disk's name; True when what lies there is our own earlier try, to be replaced."""
     snapshots = vm_directory.snapshots_path(disk)
     here = [path for path in (disk, snapshots) if os.path.lexists(path)]
@@ -139,6 +151,7 @@ def _settle(call: Call, disk: Path, record: dict[str, Any], retry: bool) -> bool
         return os.path.lexists(disk)
     for path in here:
         aside = vm_directory.set_aside(path)
+        undo.callback(aside.rename, path)
         call.log("WARN", f"{path} was there before and is not known: now {aside.name}")
     return False
 

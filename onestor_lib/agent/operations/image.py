@@ -90,12 +90,10 @@ def import_file(
         with publish.Temporary(directory / name) as temporary, contextlib.ExitStack() as stack:
             _copy(fd, temporary.path, path, digests, sparse, step)
             crashpoints.reach("import.copied")
-            found = "raw"
-            if inspect:
-                # What counts is what we have now: the source may have changed under our hands.
-                found = _describe_file(temporary.path, path, step).format
-            final = temporary
-            if inspect and wanted_format not in ("", found):
+            # What counts is what we have now: the source may have changed under our hands.
+            stored = _describe_file(temporary.path, path, inspect, step)
+            found, final = stored.format, temporary
+            if stored.convertible and wanted_format not in ("", found):
                 final = stack.enter_context(publish.Temporary(directory / name))
                 qemu_img.convert(
                     temporary.path, found, final.path, wanted_format,
@@ -151,17 +149,17 @@ def _facts(path: Path, image_format_name: str, step: str) -> tuple[int, int, int
 def _describe_open(fd: int, path: str, inspect: bool, step: str) -> image_format.Description:
     size = os.fstat(fd).st_size
     if not inspect:
-        return image_format.Description("raw", size)
+        return image_format.Description("raw", size, convertible=False)
     head = extents.read_exactly(fd, image_format.HEAD, 0)
     if not size:
         raise InvalidInput(step, "the file is empty", path=path)
     return image_format.describe(head, size, step=step, path=path)
 
 
-def _describe_file(file: Path, path: str, step: str) -> image_format.Description:
+def _describe_file(file: Path, path: str, inspect: bool, step: str) -> image_format.Description:
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        return _describe_open(fd, path, True, step)
+        return _describe_open(fd, path, inspect, step)
     finally:
         os.close(fd)
 
