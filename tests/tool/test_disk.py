@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable
 
 import pytest
 
@@ -22,6 +22,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     ProgrammerError,
     Superseded,
+    Terminated,
     TransferFailed,
 )
 from onestor_lib.agent.operations import disk as operations
@@ -36,8 +37,10 @@ from tests.tool.conftest import (
     info,
     listing,
     qcow2,
-    qemu_img as run_qemu_img,
     temporaries,
+)
+from tests.tool.conftest import (
+    qemu_img as run_qemu_img,
 )
 
 SNAPSHOTS = ("0", "9", "10", "123")
@@ -122,9 +125,11 @@ def placing(tmp_path: Path) -> Placing:
 
 COMPLETE = ["100", "100/.monitor", "100/7", "100/7/.disk.0.lock", "100/7/.disk.0.record",
             "100/7/disk.0"]  # fmt: skip
-WITH_SNAPSHOTS = [*COMPLETE, "100/7/disk.0.snap"] + sorted(
-    f"100/7/disk.0.snap/{snapshot}" for snapshot in SNAPSHOTS
-)
+WITH_SNAPSHOTS = [
+    *COMPLETE,
+    "100/7/disk.0.snap",
+    *sorted(f"100/7/disk.0.snap/{snapshot}" for snapshot in SNAPSHOTS),
+]
 
 
 def test_C3_the_disk_appears_complete(agent: AgentClient, placing: Placing) -> None:
@@ -296,7 +301,7 @@ class TestFailures:
                 os.truncate(file, 1000)
 
         placing.then = shorten
-        with pytest.raises(TransferFailed, match="1000 of [0-9]+ bytes have arrived"):
+        with pytest.raises(TransferFailed, match=r"1000 of [0-9]+ bytes have arrived"):
             placing.run_here()
 
     def test_C8_no_room_is_told_before_any_transfer(self, placing: Placing) -> None:
@@ -340,8 +345,10 @@ class TestFailures:
     ) -> None:
         placing.options |= {"image_format": "qcow2"}
         placing.image.unlink()
-        placing.image.write_bytes(b"QFI\xfb" + bytes(3) + b"\3" + bytes(12) + b"\0\0\0\x10" + bytes(400))
-        with pytest.raises(CommandFailed, match="^inspect disk .*qemu-img: "):
+        placing.image.write_bytes(
+            b"QFI\xfb" + bytes(3) + b"\3" + bytes(12) + b"\0\0\0\x10" + bytes(400)
+        )
+        with pytest.raises(CommandFailed, match=r"^inspect disk .*qemu-img: "):
             operations.place(LocalCall(placing.answer), **{
                 "path": str(placing.disk), **placing.options, "source": {
                     "size": placing.image.stat().st_size, "allocated": 0, "virtual_size": 0,
@@ -352,7 +359,7 @@ class TestFailures:
     def test_a_wrong_argument_is_our_own_mistake(
         self, agent: AgentClient, placing: Placing
     ) -> None:
-        with pytest.raises(ProgrammerError, match="^disk.place .*: TypeError: "):
+        with pytest.raises(ProgrammerError, match=r"^disk.place .*: TypeError: "):
             agent.call("disk.place", path=str(placing.disk))
 
     @pytest.mark.parametrize("how", ["SIGTERM", "EOF"])
@@ -373,6 +380,25 @@ class TestFailures:
             placing.then = end
             with pytest.raises((HostUnreachable, ValueError, OSError)):
                 placing.run(agent)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), Terminated()])
+def test_C3_a_late_failure_leaves_all_or_nothing(
+    placing: Placing, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The disk has its name already: its snapshots must not be missing then."""
+    before = placing.with_snapshots().names
+    sync_dir = publish.sync_dir
+
+    def fail_late(path: Path) -> None:
+        sync_dir(path)
+        if placing.disk.exists():
+            raise error
+
+    monkeypatch.setattr(publish, "sync_dir", fail_late)
+    with pytest.raises(type(error)):
+        placing.run_here()
+    assert placing.names in (before, WITH_SNAPSHOTS)
 
 
 @pytest.mark.parametrize("item", ["disk", "9", "wanted"])
@@ -411,25 +437,25 @@ def test_trap8_a_newer_clone_in_the_meantime_keeps_its_files(
     assert newer.disk.read_bytes() == newer.image.read_bytes()
 
 
-def test_B11_who_gives_up_waiting_leaves_the_holder_s_lock(agent: AgentClient, placing: Placing) -> None:
+def test_B11_who_gives_up_waiting_leaves_the_holder_s_lock(
+    agent: AgentClient, placing: Placing
+) -> None:
     placing.disk.parent.mkdir(parents=True)
     placing.options["lock_timeout"] = 0.3
     with locks.exclusive(vm_directory.lock_path(placing.disk), purpose="clone", timeout=1):
-        with pytest.raises(LockTimeout, match="still held by .*, clone for"):
+        with pytest.raises(LockTimeout, match=r"still held by .*, clone for"):
             placing.run(agent)
         assert listing(placing.disk.parent) == [".disk.0.lock"], "a lock that is held stays"
 
 
 def points(action: str, *groups: str) -> list[str]:
-    return sorted(
-        name for name in crashpoints.names(action) if name.partition(".")[0] in groups
-    )
+    return sorted(name for name in crashpoints.names(action) if name.partition(".")[0] in groups)
 
 
 def run_and_die(agents: Agents, point: str, work: Callable[[AgentClient], Any]) -> None:
-    with agents.start(crash_at=point) as agent:
-        with pytest.raises(HostUnreachable, match="killed by SIGKILL"):
-            work(agent)
+    died = pytest.raises(HostUnreachable, match="killed by SIGKILL")
+    with agents.start(crash_at=point) as agent, died:
+        work(agent)
 
 
 @pytest.mark.parametrize("retry", [True, False])
@@ -481,9 +507,7 @@ def test_K18_deleting_killed_and_repeated(
     assert placing.names == expected
 
 
-def test_delete_takes_a_link_and_not_what_it_leads_to(
-    agent: AgentClient, placing: Placing
-) -> None:
+def test_delete_takes_a_link_and_not_what_it_leads_to(agent: AgentClient, placing: Placing) -> None:
     """The recovery layout of the ssh driver, and a link somebody made to another place (L11)."""
     outside = draw(placing.root / "outside" / "file", "X").parent
     snapshots = placing.disk.with_name("disk.0.snap")

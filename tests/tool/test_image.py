@@ -34,8 +34,10 @@ from tests.tool.conftest import (
     listing,
     mounted,
     qcow2,
-    qemu_img as run_qemu_img,
     temporaries,
+)
+from tests.tool.conftest import (
+    qemu_img as run_qemu_img,
 )
 from tests.tool.test_disk import LocalCall, points
 
@@ -178,7 +180,7 @@ class TestFormats:
         with importing.file.open("wb") as file, (importing.incoming / "inner").open("rb") as inner:
             subprocess.run(argv, stdin=inner, stdout=file, check=True, cwd=importing.datastore)
         for work in (importing.measure, importing.run):
-            with pytest.raises(InvalidInput, match="compressed|tar archive"):
+            with pytest.raises(InvalidInput, match=r"compressed|tar archive"):
                 work()
 
     @pytest.mark.parametrize("wanted", ["raw", "qcow2", ""])
@@ -208,7 +210,7 @@ class TestFormats:
         qcow2(importing.file, "A")
         with importing.file.open("r+b") as file:
             os.pwrite(file.fileno(), b"\xff" * 4, 36)  # size of the first level table
-        with pytest.raises(CommandFailed, match="inspect image .*qemu-img"):
+        with pytest.raises(CommandFailed, match=r"inspect image .*qemu-img"):
             importing.run()
 
     def test_J15_inspection_runs_under_limits(
@@ -270,8 +272,10 @@ class TestRules:
             with pytest.raises(NotAllowed) as refusal:
                 work()
             refusals.append(refusal.value.cause)
-        assert refusals[0] == refusals[1] == (
-            f"/ is in RESTRICTED_DIRS and SAFE_DIRS allows only {importing.incoming}"
+        assert (
+            refusals[0]
+            == refusals[1]
+            == (f"/ is in RESTRICTED_DIRS and SAFE_DIRS allows only {importing.incoming}")
         )
 
     @pytest.mark.parametrize("kind", ["fifo", "device", "directory", "socket"])
@@ -306,7 +310,7 @@ class TestRules:
         swapper = subprocess.Popen([sys.executable, "-c", swap, link, good, secret])
         try:
             rules = paths.Rules(**importing.options["rules"])
-            seen = set()
+            seen: set[object] = set()
             rounds = 0
             while rounds < 1000 or len(seen) < 2:
                 rounds += 1
@@ -336,7 +340,10 @@ class TestFailures:
             for name in ("md5", "sha1", "sha256", "sha512")
         }
         right = digests[wrong]
-        importing.options["digests"] = {**digests, wrong: right[:-1] + ("0" if right[-1] != "0" else "1")}
+        importing.options["digests"] = {
+            **digests,
+            wrong: right[:-1] + ("0" if right[-1] != "0" else "1"),
+        }
         with pytest.raises(OnestorError, match=f"{wrong.upper()} is {right}, expected "):
             importing.run()
         importing.options["digests"] = digests
@@ -394,7 +401,9 @@ def test_C1_H3_a_full_datastore(tmp_path: Path, small: Path, check_space: bool) 
     importing.datastore = small / "1"
     importing.options["check_space"] = check_space
     draw(importing.file, "A" * 30)
-    with pytest.raises(NoSpace, match="30 MB needed, 1. MB available" if check_space else "No space"):
+    with pytest.raises(
+        NoSpace, match="30 MB needed, 1. MB available" if check_space else "No space"
+    ):
         importing.run()
     assert listing(small) in (["1", "lost+found"], ["lost+found"])
     if check_space:
@@ -463,7 +472,7 @@ class TestRemove:
     def test_K18_removing_killed_and_repeated(
         self, agents: Agents, crashed: Callable[[], list[str]], image: Path, point: str
     ) -> None:
-        arguments = {"path": str(image), "base": str(image.parent)}
+        arguments: dict[str, Any] = {"path": str(image), "base": str(image.parent)}
         with agents.start(crash_at=point) as agent, pytest.raises(HostUnreachable):
             agent.call("image.remove", **arguments)
         assert crashed() == [point]

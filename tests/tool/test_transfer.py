@@ -85,7 +85,15 @@ def send(
 
 @pytest.mark.parametrize(
     ("pattern", "tail"),
-    [("", b""), ("", b"x"), ("A", b""), ("A0-B", b"tail"), ("---", b""), ("--A", b""), ("AB--", b"")],
+    [
+        ("", b""),
+        ("", b"x"),
+        ("A", b""),
+        ("A0-B", b"tail"),
+        ("---", b""),
+        ("--A", b""),
+        ("AB--", b""),
+    ],
 )
 def test_what_arrives_is_identical_and_keeps_its_holes(
     tmp_path: Path, pattern: str, tail: bytes
@@ -136,7 +144,7 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 # 80 bytes behind the code lies the request, 300,000 bytes behind it the first chunk.
 @pytest.mark.parametrize("behind", [300_000, CHUNK + 300_000, 3 * CHUNK])
 def test_A8_one_bit_changed_on_the_way_is_noticed(tmp_path: Path, behind: int) -> None:
-    with pytest.raises(TransferFailed, match="digest differ|stream is damaged") as failure:
+    with pytest.raises(TransferFailed, match=r"digest differ|stream is damaged") as failure:
         send(draw(tmp_path / "s", "ABCD"), tmp_path / "t", link("flip", behind))
     assert failure.value.retryable
     assert failure.value.host == "host1"
@@ -233,7 +241,7 @@ def test_A3_either_side_killed_and_the_next_try_succeeds(
 ) -> None:
     source, target = draw(tmp_path / "s", "AB-C"), tmp_path / "t"
     target.touch()
-    options = {
+    options: dict[str, Any] = {
         "path": str(source), "argv": list(RECEIVER), "host": "host1", "temporary": str(target),
         "sparse": True, "stall": 10.0,
     }  # fmt: skip

@@ -34,7 +34,7 @@ def parse(path: Path) -> ast.Module:
 
 def imports(path: Path, *, at_import_only: bool = False) -> Iterator[str]:
     """Names of the modules that a file imports, not counting those for type checkers only."""
-    skipped = set()
+    skipped: set[ast.AST] = set()
     for node in ast.walk(parse(path)):
         if node in skipped:
             skipped.update(ast.iter_child_nodes(node))

@@ -14,14 +14,20 @@ from onestor_lib.agent import locks
 from onestor_lib.agent.errors import LockTimeout
 
 
+def take(lock: Path, timeout: float = 0.1) -> None:
+    with locks.exclusive(lock, purpose="test", timeout=timeout):
+        pass
+
+
 def test_the_holder_is_named_at_the_deadline(tmp_path: Path) -> None:
     lock = tmp_path / ".disk.0.lock"
     with locks.exclusive(lock, purpose="clone of image 42", timeout=1):
         begin = time.monotonic()
-        held = rf"still held by {socket.gethostname()} pid {os.getpid()}, clone of image 42 for \d+ s"
+        held = (
+            rf"still held by {socket.gethostname()} pid {os.getpid()}, clone of image 42 for \d+ s"
+        )
         with pytest.raises(LockTimeout, match=held) as refusal:
-            with locks.exclusive(lock, purpose="other", timeout=0.2):
-                pass
+            take(lock, timeout=0.2)
         assert 0.2 <= time.monotonic() - begin < 2
         assert refusal.value.path == str(lock)
         assert "clone of image 42" in locks.holder(lock), "who merely tries leaves the note"
@@ -49,15 +55,13 @@ def test_J12_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     target.write_text("untouched")
     (tmp_path / "lock").symlink_to(target)
     with pytest.raises(OSError, match="symbolic links"):
-        with locks.exclusive(tmp_path / "lock", purpose="x", timeout=0.1):
-            pass
+        take(tmp_path / "lock")
     assert target.read_text() == "untouched"
 
 
 def test_a_missing_directory_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        with locks.exclusive(tmp_path / "gone" / "lock", purpose="x", timeout=9):
-            pass
+        take(tmp_path / "gone" / "lock", timeout=9)
 
 
 @pytest.mark.parametrize("note", [None, "", "garbage", "x since yesterday", "\xff"])
@@ -70,8 +74,6 @@ def test_an_unreadable_note_is_an_unknown_process(tmp_path: Path, note: str | No
 
 def test_locks_leave_no_descriptor_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
-    with locks.exclusive(tmp_path / "lock", purpose="x", timeout=0.1):
-        with pytest.raises(LockTimeout):
-            with locks.exclusive(tmp_path / "lock", purpose="y", timeout=0):
-                pass
+    with locks.exclusive(tmp_path / "lock", purpose="x", timeout=0.1), pytest.raises(LockTimeout):
+        take(tmp_path / "lock", timeout=0)
     assert os.listdir("/proc/self/fd") == before

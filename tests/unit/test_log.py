@@ -70,7 +70,7 @@ def test_the_first_versions_want_markers(version: tuple[int, ...]) -> None:
 
 
 def test_K5_the_file_has_everything(tmp_path: Path) -> None:
-    journal, stderr = make((6, 10))
+    journal, _ = make((6, 10))
     file = tmp_path / "onestor.log"
     journal.write_to(file)
     journal.info("5 MB\nsent")

@@ -147,7 +147,7 @@ def test_K16_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> 
     kept = [
         foreign("disk.3"),
         foreign("disk.4", host="other", pid=str(DEAD_PID)),
-        ".disk.5.tmp", "disk.6.tmp", ".disk.0.lock", ".disk.0.20260101T000000Z-1.leftover", "disk.0",
+        ".disk.5.tmp", "disk.6.tmp", ".disk.0.lock", ".disk.0.2026Z-1.leftover", "disk.0",
     ]  # fmt: skip
     for name in dead + kept:
         (tmp_path / name).write_text("")
@@ -205,7 +205,8 @@ class TestRemove:
         (outside / "file").write_text("kept")
         tree = tmp_path / "tree"
         (tree / "sub").mkdir(parents=True)
-        for number, target in enumerate((outside, outside / "file", "missing", tree)):
+        targets = [outside, outside / "file", Path("missing"), tree]
+        for number, target in enumerate(targets):
             (tree / "sub" / f"link{number}").symlink_to(target)
         (tmp_path / "link").symlink_to(outside)
         for name in ("tree", "link"):

@@ -175,7 +175,9 @@ def test_capacity_is_that_of_df(tmp_path: Path) -> None:
 
 
 def test_a_datastore_before_its_first_image_has_the_figures_of_its_parent(tmp_path: Path) -> None:
-    assert usage.capacity(f"{tmp_path}//1/")["TOTAL_MB"] == usage.capacity(str(tmp_path))["TOTAL_MB"]
+    assert (
+        usage.capacity(f"{tmp_path}//1/")["TOTAL_MB"] == usage.capacity(str(tmp_path))["TOTAL_MB"]
+    )
     assert not (tmp_path / "1").exists()
     (tmp_path / "link").symlink_to("missing")
     for path in ("link", "1/2"):

@@ -42,10 +42,19 @@ def test_trap44_the_marker_says_onestor_and_is_never_empty(
 
 def test_C2_a_failure_leaves_no_new_directory_behind(tmp_path: Path) -> None:
     directory = tmp_path / "100" / "7"
-    with pytest.raises(ValueError), vm_directory.created(directory):
-        (directory / ".disk.0.lock").write_text("")
+    lock = vm_directory.lock(directory / "disk.0", purpose="test", timeout=1)
+    with pytest.raises(ValueError), vm_directory.created(directory), lock:
+        vm_directory.mark_monitored(tmp_path / "100")
         raise ValueError
     assert names(tmp_path) == []
+
+
+def test_B11_a_failure_leaves_the_lock_of_another_disk(tmp_path: Path) -> None:
+    lock = vm_directory.lock(tmp_path / "7" / "disk.0", purpose="test", timeout=1)
+    with pytest.raises(ValueError), vm_directory.created(tmp_path / "7"), lock:
+        (tmp_path / "7" / ".disk.1.lock").write_text("")
+        raise ValueError
+    assert ".disk.1.lock" in names(tmp_path / "7")
 
 
 def test_what_was_there_survives_a_failure(tmp_path: Path) -> None:
@@ -82,7 +91,12 @@ def test_the_disk_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("disk.1", "disk.1.base", ".disk.1.record"):
         (tmp_path / name).write_text("")
     removed: list[str] = []
-    monkeypatch.setattr(publish, "remove", lambda path: bool(removed.append(path.name)))
+
+    def note(path: Path) -> bool:
+        removed.append(path.name)
+        return True
+
+    monkeypatch.setattr(publish, "remove", note)
     vm_directory.remove_disk(tmp_path / "disk.1")
     assert removed[-1] == "disk.1" and len(removed) == 4
 

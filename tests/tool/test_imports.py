@@ -1,0 +1,55 @@
+"""What a fresh interpreter loads: start-up time is part of every action."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tool.conftest import ROOT
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).replace(".__init__", "")
+    for path in (ROOT / "onestor_lib").rglob("*.py")
+)
+HEAVY = ("paramiko", "lxml", "click", "cryptography")
+
+
+def loaded(names: list[str], *options: str, python: str = sys.executable) -> set[str]:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    code += "".join(f"import {name}\n" for name in names) + "print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [python, "-B", *options, "-c", code], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["onestor_lib.frontend.boundary", *MODULES])
+def test_importing_loads_no_heavy_package(name: str) -> None:
+    found = loaded([name])
+    assert name in found
+    assert not [each for each in found if each.partition(".")[0] in HEAVY]
+
+
+def test_the_boundary_loads_no_action_and_no_connection() -> None:
+    found = loaded(["onestor_lib.frontend.boundary"])
+    assert not [name for name in found if name.startswith("onestor_lib.frontend.actions")]
+    assert not {"onestor_lib.frontend.ssh", "onestor_lib.frontend.oned"} & found
+
+
+def test_K13_the_agent_runs_isolated_and_without_site() -> None:
+    names = [name for name in MODULES if name.startswith("onestor_lib.agent")]
+    found = loaded(names, "-I", "-S", python="/usr/bin/python3")
+    assert set(names) <= found
+    assert not [name for name in found if name.startswith("onestor_lib.frontend")]
+
+
+def test_K13_the_host_probe_loads_little() -> None:
+    found = loaded(["onestor_lib.agent.usage"], "-I", "-S", python="/usr/bin/python3")
+    ours = {name for name in found if name.startswith("onestor_lib")}
+    assert ours == {"onestor_lib", "onestor_lib.agent", "onestor_lib.agent.usage"}
+    assert "subprocess" not in found and "threading" not in found
+    assert Path("/usr/bin/python3").exists()

@@ -1,0 +1,248 @@
+"""frontend.services: what messages and templates ask for, and transfers that are repeated."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from onestor_lib.agent.errors import (
+    HostUnreachable,
+    InvalidInput,
+    Missing,
+    NoSpace,
+    OnedUnavailable,
+    OnestorError,
+    Superseded,
+    TransferFailed,
+)
+from onestor_lib.frontend import arguments, config, oned, xml
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.message import Message
+from onestor_lib.frontend.services import disks, images, transfer
+from onestor_lib.frontend.services.hosts import Hosts
+
+MB = 1 << 20
+
+
+def message(text: str) -> Message:
+    content = f"<DS_DRIVER_ACTION_DATA>{text}</DS_DRIVER_ACTION_DATA>"
+    return Message(xml.parse(content.encode(), "the message"), 1)
+
+
+class TestImages:
+    @pytest.mark.parametrize(
+        ("name", "length"), [("MD5", 32), ("SHA1", 40), ("SHA256", 64), ("SHA512", 128)]
+    )
+    def test_J2_H4_digests_are_hexadecimal_of_the_right_length(
+        self, name: str, length: int
+    ) -> None:
+        def digests(value: str) -> dict[str, str]:
+            template = f"<IMAGE><TEMPLATE><{name}>{value}</{name}></TEMPLATE></IMAGE>"
+            return images.digests(message(template))
+
+        assert digests("aB" * (length // 2)) == {name.lower(): "ab" * (length // 2)}
+        assert digests(" ") == {}
+        for value in ("a" * (length - 1), "a" * (length + 1), "g" * length, "'; id"):
+            with pytest.raises(InvalidInput, match=f"{name} of the image is not {length} hexa"):
+                digests(value)
+
+    @pytest.mark.parametrize(
+        ("path", "scheme"),
+        [("http://x/y", "http"), ("file:/etc/x", "file"), ("json:{}", "json"), ("a+b.c-1:x", ".*")],
+    )
+    def test_J10_schemes_are_refused_by_name(self, path: str, scheme: str) -> None:
+        with pytest.raises(InvalidInput, match=f"sources of type {scheme}"):
+            images.local_path(path, "stat")
+
+    def test_J2_odd_characters_are_part_of_the_path(self) -> None:
+        path = "/a b/'`$(c);\"*:?"
+        assert images.local_path(path, "stat") == path
+
+    @pytest.mark.parametrize(
+        ("datastore", "image", "expected"),
+        [("0", "0", True), ("0", "2", True), ("0", "1", False), ("2", "3", False)],
+    )
+    def test_what_has_a_format(self, datastore: str, image: str, expected: bool) -> None:
+        text = f"<IMAGE><TYPE>{image}</TYPE></IMAGE><DATASTORE><TYPE>{datastore}</TYPE></DATASTORE>"
+        assert images.is_disk_image(message(text)) is expected
+
+    def test_H27_the_datastore_s_driver_unless_CONVERT_is_NO(self) -> None:
+        def wanted(driver: str, convert: str) -> str:
+            settings = config.Settings(config.DATASTORE_ATTRIBUTES, {"CONVERT": convert})
+            text = f"<DATASTORE><TEMPLATE><DRIVER>{driver}</DRIVER></TEMPLATE></DATASTORE>"
+            return images.wanted_format(message(text), settings)
+
+        assert (wanted("QCOW2", "YES"), wanted("qcow2", "NO"), wanted("", "YES")) == (
+            "qcow2",
+            "",
+            "",
+        )
+        with pytest.raises(InvalidInput, match="DRIVER of the datastore is 'vmdk'"):
+            wanted("vmdk", "YES")
+
+    def test_A21_the_template_takes_precedence(self) -> None:
+        text = "<DATASTORE><ID>1</ID><TEMPLATE><SAFE_DIRS>/a /b</SAFE_DIRS></TEMPLATE></DATASTORE>"
+        configured = config.Settings(config.DATASTORE_ATTRIBUTES, {"SAFE_DIRS": "/c"})
+        settings = images.settings(message(text), configured)
+        assert images.rules(settings) == {"restricted": ["/"], "safe": ["/a", "/b"]}
+
+    def test_bridges_are_refused_rather_than_passed_over(self) -> None:
+        text = "<DATASTORE><TEMPLATE><BRIDGE_LIST>b1</BRIDGE_LIST></TEMPLATE></DATASTORE>"
+        with pytest.raises(InvalidInput, match="BRIDGE_LIST=b1"):
+            images.require_no_bridge(message(text))
+
+
+def vm(text: str, *, state: str = "3", lcm_state: str = "1", sequence: str = "4") -> xml.Element:
+    return xml.parse(
+        f"<VM><STATE>{state}</STATE><LCM_STATE>{lcm_state}</LCM_STATE><TEMPLATE>{text}</TEMPLATE>"
+        "<HISTORY_RECORDS><HISTORY><SEQ>0</SEQ></HISTORY><HISTORY><SEQ>"
+        f"{sequence}</SEQ></HISTORY></HISTORY_RECORDS></VM>".encode(), "VM 7",
+    )  # fmt: skip
+
+
+def target(name: str = "disk.1") -> arguments.VmPath:
+    return arguments.vm_path(f"h:/d/100/7/{name}", 7)
+
+
+class TestDescribe:
+    @pytest.mark.parametrize(
+        ("text", "image_format", "grow_to"),
+        [
+            ("<FORMAT>qcow2</FORMAT>", "qcow2", 0),
+            ("<DRIVER>QCOW2</DRIVER>", "qcow2", 0),
+            ("<FORMAT>raw</FORMAT><DRIVER>qcow2</DRIVER>", "raw", 0),
+            ("<FORMAT>qcow2</FORMAT><TYPE>CDROM</TYPE>", "raw", 0),
+            ("<SIZE>9</SIZE><ORIGINAL_SIZE>5</ORIGINAL_SIZE>", "raw", 9 * MB),
+            ("<SIZE>5</SIZE><ORIGINAL_SIZE>5</ORIGINAL_SIZE>", "raw", 0),
+            ("<SIZE>4</SIZE><ORIGINAL_SIZE>5</ORIGINAL_SIZE>", "raw", 0),
+            ("<SIZE>9</SIZE>", "raw", 0),
+        ],
+    )
+    def test_C3_format_and_size(self, text: str, image_format: str, grow_to: int) -> None:
+        other = "<DISK><DISK_ID>0</DISK_ID><FORMAT>qcow2</FORMAT></DISK>"
+        disk = f"<DISK><DISK_ID>1</DISK_ID><IMAGE_ID>4</IMAGE_ID>{text}</DISK>"
+        found = disks.describe(vm(other + disk), target())
+        assert (found.image_id, found.image_format, found.grow_to) == ("4", image_format, grow_to)
+
+    def test_trap12_a_kernel_has_no_disk(self) -> None:
+        assert disks.describe(vm(""), target("kernel")).image_format == "raw"
+
+    @pytest.mark.parametrize(
+        ("text", "cls"),
+        [
+            ("", Missing),
+            ("<DISK><DISK_ID>1</DISK_ID><FORMAT>vmdk</FORMAT></DISK>", InvalidInput),
+            ("<DISK><DISK_ID>1</DISK_ID><SIZE>-1</SIZE></DISK>", InvalidInput),
+            ("<DISK><DISK_ID>1</DISK_ID><SIZE>$(id)</SIZE></DISK>", InvalidInput),
+        ],
+    )
+    def test_J3_templates_that_make_no_sense(self, text: str, cls: type[OnestorError]) -> None:
+        with pytest.raises(cls):
+            disks.describe(vm(text), target())
+
+
+class TestWanted:
+    """Whether oned still wants what has been put in place (trap 8)."""
+
+    @staticmethod
+    def ask(answer: xml.Element | OnestorError, monkeypatch: pytest.MonkeyPatch) -> str:
+        def question(self: oned.Client, vm_id: int) -> xml.Element:
+            if isinstance(answer, OnestorError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(oned.Client, "vm", question)
+        stderr = io.StringIO()
+        settings = config.Settings(config.TM_ATTRIBUTES, {})
+        argv = ["fe:/i", "h:/d/100/7/disk.1", "7", "1"]
+        placement = disks.Placement("clone", argv, settings, Log("clone", stderr=stderr))
+        placement._require_wanted("4")
+        return stderr.getvalue()
+
+    def test_wanted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.ask(vm(""), monkeypatch) == ""
+        said = self.ask(OnedUnavailable("ask", "down"), monkeypatch)
+        assert said == "WARN: clone: ask: down; the disk is kept\n"
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            vm("", state="6"), vm("", lcm_state="23"), vm("", lcm_state="15"), vm("", sequence="5"),
+            Missing("ask oned for vm 7", "there is none"),
+        ],
+    )  # fmt: skip
+    def test_not_wanted(
+        self, answer: xml.Element | OnestorError, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(Superseded):
+            self.ask(answer, monkeypatch)
+
+    @pytest.mark.parametrize(
+        ("state", "lcm_state", "given_up"),
+        [("3", "3", False), ("8", "0", False), ("6", "0", True), ("4", "0", True), ("9", "0", True),
+         ("3", "23", True), ("3", "15", True)],
+    )  # fmt: skip
+    def test_trap17_vms_given_up(self, state: str, lcm_state: str, given_up: bool) -> None:
+        assert disks.is_given_up(vm("", state=state, lcm_state=lcm_state)) is given_up
+
+    def test_a_directory_is_no_disk(self) -> None:
+        settings = config.Settings(config.TM_ATTRIBUTES, {})
+        with pytest.raises(InvalidInput, match="is no disk"):
+            disks.Placement("clone", ["fe:/i", "h:/d/100/7", "7", "1"], settings, Log("clone"))
+
+
+class Source:
+    """An agent that fails as it is told, then succeeds."""
+
+    def __init__(self, host: str, *failures: OnestorError) -> None:
+        self.host, self.failures = host, list(failures)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def call(self, operation: str, **arguments: Any) -> dict[str, int]:
+        self.calls.append((operation, arguments))
+        if self.failures:
+            raise self.failures.pop(0)
+        return {"sent": 5}
+
+
+class TestBring:
+    @staticmethod
+    def bring(source: Source, host: str = "h1") -> tuple[int, str]:
+        stderr = io.StringIO()
+        settings = config.Settings(config.TM_ATTRIBUTES, {"STALL_TIMEOUT": "9"})
+        sent = transfer.bring(
+            Hosts(settings, Log("clone", stderr=stderr)), source,  # type: ignore[arg-type]
+            "/i", host=host, temporary="/t", sparse=False,
+        )  # fmt: skip
+        return sent, stderr.getvalue()
+
+    def test_to_another_host(self) -> None:
+        source = Source("fe")
+        assert self.bring(source) == (5, "")
+        ((operation, arguments),) = source.calls
+        assert operation == "transfer.send"
+        assert (arguments["host"], arguments["stall"], arguments["sparse"]) == ("h1", 9.0, False)
+        assert arguments["argv"][0] == "ssh"
+
+    def test_A24_on_one_host_no_network_is_used(self) -> None:
+        source = Source("h1")
+        assert self.bring(source) == (0, "")
+        assert source.calls == [
+            ("transfer.copy", {"path": "/i", "temporary": "/t", "sparse": False})
+        ]
+
+    def test_A3_what_may_pass_is_tried_once_more(self) -> None:
+        source = Source("fe", TransferFailed("send", "cut", host="h1"))
+        assert self.bring(source) == (5, "WARN: clone: send h1: cut; trying again\n")
+        source = Source("fe", *(HostUnreachable("send", "cut") for _ in range(2)))
+        with pytest.raises(HostUnreachable):
+            self.bring(source)
+        assert len(source.calls) == 2, "retries are bounded (K8)"
+
+    def test_what_will_not_pass_is_not_repeated(self) -> None:
+        source = Source("fe", NoSpace("receive", "full"))
+        with pytest.raises(NoSpace):
+            self.bring(source)
+        assert len(source.calls) == 1
