@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from onestor_lib.agent import channel, errors
+from onestor_lib.agent import channel, errors, process
 from onestor_lib.agent.errors import HostUnreachable
 
 GREETING = b"onestor agent\n"
+START = "start the agent"  # the step up to the greeting
 
 # The bundle this process was started with, to start further agents from an agent.
 payload = b""
@@ -98,17 +99,17 @@ class AgentClient:
 
         Raises :class:`HostUnreachable` with what the other side said instead.
         """
-        self._send(b"%9d\n" % len(bundle) + bundle, "start the agent")
+        self._send(b"%9d\n" % len(bundle) + bundle, START)
         noise = bytearray()
         while True:
-            line = self._read_line("start the agent")
+            line = self._read_line(START)
             if line + b"\n" == GREETING:
                 break
             noise += line + b"\n"
             if len(noise) > 1 << 16:
-                raise HostUnreachable("start the agent", "endless output", host=self.host)
+                raise HostUnreachable(START, "endless output", host=self.host)
         threading.Thread(target=self._pulse, daemon=True).start()
-        self._next_message("start the agent")
+        self._next_message(START)
 
     def call(
         self,
@@ -278,10 +279,9 @@ class ProcessStream:
     def last_words(self) -> str:
         self._end()
         self._listen()
-        lines = self._said.decode("utf-8", "replace").strip().splitlines()[-3:]
-        said = "; ".join(line.strip() for line in lines)
+        said = process.last_lines(self._said)
         status = self._process.returncode
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        how = f"killed by {process.signal_name(-status)}" if status < 0 else f"status {status}"
         return f"{said} ({self._argv0}: {how})" if said else f"{self._argv0} ended: {how}"
 
     def close(self) -> None:

@@ -17,10 +17,12 @@ def one_line(text: str) -> str:
     """Return ``text`` as one printable line that oned will show as it is.
 
     No control characters (oned reads line by line, contract section 1.4), no ``-`` at the start
-    (oned drops such a message, section 1.5), bounded length.
+    (oned drops such a message, section 1.5), no severity (that would make it a log line, and a
+    number behind it the id of a VM: section 8, trap 1), bounded length.
     """
     line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
-    line = line.encode("utf-8", "replace").decode("utf-8").lstrip("- ")
+    line = line.encode("utf-8", "replace").decode("utf-8")
+    line = re.sub(r"^(?:[-\s]|(?:ERROR|WARN|INFO|DEBUG):)+", "", line)
     return line if len(line) <= MAX_LINE else line[: MAX_LINE - 3] + "..."
 
 

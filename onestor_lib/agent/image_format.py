@@ -17,6 +17,7 @@ from onestor_lib.agent.errors import InvalidInput, NotAllowed
 HEAD = 1 << 16  # bytes that are enough for every signature and the qcow2 header
 
 _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, backing offset and size, cluster bits, size
+_SNAPSHOTS = struct.Struct(">I")  # at 60: how many internal snapshots there are
 _INCOMPATIBLE = struct.Struct(">Q")  # at 72, from version 3
 _EXTERNAL_DATA = 1 << 2
 _KNOWN_BITS = 0x1F  # dirty, corrupt, external data file, compression type, extended L2
@@ -30,6 +31,15 @@ _OTHER = {
 }  # fmt: skip
 _TAR = (257, b"ustar")
 _VDI = (64, b"\x7f\x10\xda\xbe")
+
+
+@dataclass(frozen=True)
+class Qcow2:
+    """What the header of a qcow2 image says; sizes in bytes."""
+
+    virtual_size: int
+    cluster_size: int
+    snapshots: int
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,11 @@ def describe(head: bytes, file_size: int, *, step: str, path: str) -> Descriptio
 
 def describe_qcow2(head: bytes, *, step: str, path: str) -> Description:
     """As :func:`describe`, for a file that is known to be qcow2."""
-    return Description("qcow2", _qcow2_size(head, step, path))
+    return Description("qcow2", read_qcow2(head, step=step, path=path).virtual_size)
 
 
-def _qcow2_size(head: bytes, step: str, path: str) -> int:
+def read_qcow2(head: bytes, *, step: str, path: str) -> Qcow2:
+    """The header of a qcow2 image; raises as :func:`describe` does."""
     if len(head) < 104 or not head.startswith(b"QFI\xfb"):
         raise InvalidInput(step, "not a qcow2 image", path=path)
     _, version, backing, _, cluster_bits, size = _QCOW2.unpack_from(head)
@@ -86,4 +97,5 @@ def _qcow2_size(head: bytes, step: str, path: str) -> int:
             raise NotAllowed(step, "the qcow2 image refers to an external data file", path=path)
         if bits & ~_KNOWN_BITS:
             raise InvalidInput(step, "the qcow2 image has unknown features", path=path)
-    return int(size)
+    (snapshots,) = _SNAPSHOTS.unpack_from(head, 60)
+    return Qcow2(int(size), 1 << cluster_bits, int(snapshots))

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import IO
 from onestor_lib.agent.errors import CommandFailed
 
 LINGER = 2.0  # seconds between SIGTERM and SIGKILL
-MAX_STDOUT = 4 << 20  # bytes; more than any answer we read
+MAX_STDOUT = 1 << 20  # bytes; more than any answer we read, and one line of JSON at worst
 STDERR_TAIL = 16 << 10  # bytes kept: the last lines hold the cause
 # Distributions keep mkfs and friends where an unprivileged PATH may not look (known failure K12).
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -47,11 +48,10 @@ class Result:
         if self.timed_out:
             how = f"timed out after {self.seconds:.0f} s"
         elif self.status < 0:
-            how = f"killed by {signal.Signals(-self.status).name}"
+            how = f"killed by {signal_name(-self.status)}"
         else:
             how = f"exit status {self.status}"
-        lines = self.stderr.decode("utf-8", "replace").strip().splitlines()[-3:]
-        said = "; ".join(line.strip() for line in lines)
+        said = last_lines(self.stderr)
         return f"{self.argv[0]}: {said} ({how})" if said else f"{self.argv[0]}: {how}"
 
     def check(self, step: str, *, path: str = "") -> Result:
@@ -62,6 +62,20 @@ class Result:
 
     def __str__(self) -> str:
         return shlex.join(self.argv)  # can be pasted into a shell
+
+
+def last_lines(output: bytes | bytearray) -> str:
+    """The last three lines of a program's error output, which hold the cause, as one."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()[-3:]
+    return "; ".join(line.strip() for line in lines)
+
+
+def signal_name(number: int) -> str:
+    """ "SIGTERM" and the like; real-time signals have only numbers."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def search_path(path: str | None = None) -> str:
@@ -124,14 +138,12 @@ def run(
     )
     stdout = _Drain(child.stdout, keep_first=MAX_STDOUT)
     stderr = _Drain(child.stderr, keep_last=STDERR_TAIL)
-    timed_out = False
+    exited = _Exit(child.pid)
+    timed_out = True
     try:
-        try:
-            child.wait(timeout)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+        timed_out = not exited.within(timeout)
     finally:
-        _end_group(child)
+        _end_group(child, exited)
     # Nobody of the group lives, so the pipes are at their end unless a daemon left the group.
     for drain in (stdout, stderr):
         drain.join(LINGER)
@@ -143,6 +155,23 @@ def run(
         timed_out,
         time.monotonic() - begin,
     )
+
+
+def connection(argv: Sequence[str]) -> socket.socket:
+    """A program as a connection: what is sent is its stdin, what is received its stdout.
+
+    It ends when the connection is closed, as programs for that purpose do (ssh -W, nc).
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        subprocess.Popen(
+            list(argv),
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    return ours
 
 
 class _Drain(threading.Thread):
@@ -165,16 +194,27 @@ class _Drain(threading.Thread):
                     self.kept += block
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """Whatever still lives in the child's process group ends now."""
-    for signum, patience in ((signal.SIGTERM, LINGER), (signal.SIGKILL, LINGER)):
-        if child.returncode is not None and signum is signal.SIGTERM:
-            continue  # it ended by itself: only stragglers of the group are left
-        try:
-            os.killpg(child.pid, signum)
-        except ProcessLookupError:
-            return
-        try:
-            child.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+class _Exit(threading.Thread):
+    """Notices that a child has exited without reaping it: its number stays taken until we do."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._event = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        self._event.set()
+
+    def within(self, seconds: float) -> bool:
+        return self._event.wait(seconds)
+
+
+def _end_group(child: subprocess.Popen[bytes], exited: _Exit) -> None:
+    """Whatever still lives in the child's process group ends now; then the child is reaped."""
+    if not exited.within(0):
+        os.killpg(child.pid, signal.SIGTERM)
+        exited.within(LINGER)
+    os.killpg(child.pid, signal.SIGKILL)  # stragglers, too: they hold our pipes
+    child.wait()

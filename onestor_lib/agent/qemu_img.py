@@ -26,10 +26,9 @@ def virtual_size(path: Path, image_format: str, *, step: str) -> int:
     return size
 
 
-def grow(path: Path, image_format: str, size: int, *, allocate: bool, step: str) -> None:
-    """Make the image ``size`` bytes large for the guest; ``allocate`` gives the new part blocks."""
-    how = ["--preallocation=falloc"] if allocate else []
-    argv = [QEMU_IMG, "resize", "-q", *how, "-f", image_format, str(path), str(size)]
+def grow(path: Path, image_format: str, size: int, *, step: str) -> None:
+    """Make the image ``size`` bytes large for the guest; the new part is a hole."""
+    argv = [QEMU_IMG, "resize", "-q", "-f", image_format, str(path), str(size)]
     process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
 
 
@@ -42,12 +41,17 @@ def convert(
     allocate: bool,
     step: str,
     timeout: float,
+    cluster_size: int = 0,
 ) -> None:
     """Write the content of ``source`` to ``target`` as a standalone image in another format.
 
-    ``allocate`` gives every byte of the guest's disk a block on the host's disk.
+    ``allocate`` gives every byte of the guest's disk a block on the host's disk; ``cluster_size``
+    is that of a qcow2 target in bytes, 0 for qemu-img's default.
     """
-    options = ["-o", "preallocation=falloc"] if allocate else []
+    wanted = ["preallocation=falloc"] if allocate else []
+    if cluster_size:
+        wanted.append(f"cluster_size={cluster_size}")
+    options = ["-o", ",".join(wanted)] if wanted else []
     if allocate:
         options += ["-S", "0"]  # write zeros out instead of leaving holes
     argv = [QEMU_IMG, "convert", "-q", "-f", source_format, "-O", target_format]

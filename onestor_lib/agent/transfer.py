@@ -4,13 +4,15 @@ The sender starts an agent on the receiving machine through the OpenSSH client a
 to it; both sides digest what they see while the bytes are under way, so neither file is read
 twice. The receiver compares length and digest before it says that the file is complete.
 
-Frame: kind, offset, length, then ``length`` bytes. ``D`` carries data; ``E`` ends the stream, its
-offset is the size of the file and its bytes are the sender's digest.
+Frame: kind, offset, length, then ``length`` bytes. ``D`` carries data; ``P`` says that there is
+nothing but zeros so far; ``E`` ends the stream: its offset is the size of the file, its bytes are
+the sender's digest.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import time
 from collections import deque
@@ -23,6 +25,7 @@ from onestor_lib.agent import chunks, client, crashpoints, extents
 from onestor_lib.agent.channel import ByteSource
 from onestor_lib.agent.chunks import CHUNK, ContentDigest
 from onestor_lib.agent.errors import (
+    HostUnreachable,
     TransferFailed,
     from_os_error,
 )
@@ -38,7 +41,6 @@ def send(
     *,
     host: str,
     temporary: str,
-    sparse: bool,
     stall: float,
     on_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
@@ -48,40 +50,24 @@ def send(
     Returns size, digest and bytes sent. Raises :class:`TransferFailed` or
     :class:`HostUnreachable` when the link is to blame, else what the receiver met.
     """
-    step = "send"
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW if not path.is_symlink() else os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         before = os.fstat(fd)
-        with client.AgentClient(client.ProcessStream(argv), host) as receiver:
-            receiver.start(client.payload)
-            crashpoints.reach("send.started")
-            arguments = {
-                "temporary": temporary, "size": before.st_size, "sparse": sparse, "stall": stall,
-            }  # fmt: skip
-            receiver.request("transfer.receive", arguments, stream=True)
-            try:
-                digest, sent = _stream(fd, before.st_size, receiver, stall, on_progress)
-            except TimeoutError:
-                raise TransferFailed(
-                    step, f"nothing moved for {stall:.0f} s", host=host, path=temporary
-                ) from None
-            except BrokenPipeError:
-                digest, sent = "", 0  # the receiver has ended: what it says is the reason
-            received = receiver.result("receive")
-            crashpoints.reach("send.ended")
+        try:
+            digest, sent = _send_open(fd, before.st_size, argv, host, temporary, stall, on_progress)
+        except HostUnreachable as error:
+            # Two hosts are part of this hop, the fault may be on either (known failure C12).
+            step = f"{error.step} from {socket.gethostname()} to"
+            raise HostUnreachable(step, error.cause, host=host, path=error.path) from error
         after = os.fstat(fd)
     finally:
         os.close(fd)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise TransferFailed(step, "the file was changed while it was sent", path=str(path))
-    if received.get("digest") != digest:
-        raise TransferFailed(step, "the receiver has other bytes", host=host, path=temporary)
+        raise TransferFailed("send", "the file was changed while it was sent", path=str(path))
     return {"size": before.st_size, "digest": digest, "sent": sent}
 
 
-def receive(
-    source: ByteSource, temporary: Path, *, size: int, sparse: bool, stall: float
-) -> dict[str, Any]:
+def receive(source: ByteSource, temporary: Path, *, size: int, stall: float) -> dict[str, Any]:
     """Write the stream into the existing file ``temporary``; returns size and digest.
 
     Raises :class:`TransferFailed` unless exactly the announced bytes have come. The caller owns
@@ -99,8 +85,6 @@ def receive(
             # What an earlier try wrote must not show through where this one sends no zeros.
             os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
-            if not sparse:
-                extents.allocate(fd, size)
             while True:
                 kind, offset, length = _FRAME.unpack(source.read_exactly(_FRAME.size, stall))
                 if length > CHUNK:
@@ -108,6 +92,8 @@ def receive(
                 block = source.read_exactly(length, stall)
                 if kind == b"E":
                     break
+                if kind == b"P":
+                    continue
                 if kind != b"D" or offset % CHUNK or offset + length > size:
                     raise TransferFailed(step, "the stream is damaged", path=str(temporary))
                 if offset >= size // 2:
@@ -129,6 +115,35 @@ def receive(
     return {"size": size, "digest": found}
 
 
+def _send_open(
+    fd: int,
+    size: int,
+    argv: Sequence[str],
+    host: str,
+    temporary: str,
+    stall: float,
+    on_progress: Callable[[int, int], None],
+) -> tuple[str, int]:
+    """Start the receiver and stream to it; the digest both have found, and the bytes sent."""
+    with client.AgentClient(client.ProcessStream(argv), host) as receiver:
+        receiver.start(client.payload)
+        crashpoints.reach("send.started")
+        arguments = {"temporary": temporary, "size": size, "stall": stall}
+        receiver.request("transfer.receive", arguments, stream=True)
+        try:
+            digest, sent = _stream(fd, size, receiver, stall, on_progress)
+        except TimeoutError:
+            cause = f"nothing moved for {stall:.0f} s"
+            raise TransferFailed("send", cause, host=host, path=temporary) from None
+        except BrokenPipeError:
+            digest, sent = "", 0  # the receiver has ended: what it says is the reason
+        received = receiver.result("receive")
+        crashpoints.reach("send.ended")
+    if received.get("digest") != digest:
+        raise TransferFailed("send", "the receiver has other bytes", host=host, path=temporary)
+    return digest, sent
+
+
 def _stream(
     fd: int,
     size: int,
@@ -144,6 +159,10 @@ def _stream(
         for index in extents.data_chunks(fd, size):
             offset = index * CHUNK
             block = extents.read_exactly(fd, min(CHUNK, size - offset), offset)
+            if time.monotonic() - reported > _REPORT:
+                on_progress(offset, size)
+                receiver.send_raw(_FRAME.pack(b"P", offset, 0), stall)
+                reported = time.monotonic()
             if chunks.is_zero(block):
                 continue
             if offset >= size // 2:
@@ -152,9 +171,6 @@ def _stream(
             receiver.send_raw(_FRAME.pack(b"D", offset, len(block)), stall)
             receiver.send_raw(block, stall)
             sent += len(block)
-            if time.monotonic() - reported > _REPORT:
-                on_progress(offset + len(block), size)
-                reported = time.monotonic()
     found = digest.hexdigest(size)
     receiver.send_raw(_FRAME.pack(b"E", size, len(found)) + found.encode("ascii"), stall)
     on_progress(size, size)

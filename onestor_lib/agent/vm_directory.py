@@ -66,6 +66,12 @@ def forget_record(disk: Path) -> None:
         publish.remove(record_path(disk))
 
 
+def forget_snapshots(disk: Path) -> None:
+    """Remove the snapshots of a disk that is not there after all."""
+    if not os.path.lexists(disk):
+        publish.remove(snapshots_path(disk))
+
+
 @contextlib.contextmanager
 def lock(disk: Path, *, purpose: str, timeout: float) -> Iterator[None]:
     """Hold the lock of ``disk``; when the block fails, its file goes from a directory without more.
@@ -117,7 +123,7 @@ def _remove_if_bare(path: Path) -> None:
 def set_aside(path: Path) -> Path:
     """Rename something unknown to a dot name that nothing of ours touches; returns the new name."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = path.parent / f".{path.name}.{stamp}-{os.getpid()}.leftover"
+    aside = path.parent / f".{path.name}.{stamp}-{os.getpid()}.unknown"
     path.rename(aside)
     return aside
 
@@ -131,7 +137,10 @@ def remove_disk(disk: Path) -> bool:
     for path in (snapshots_path(disk), disk.parent / f"{disk.name}.base", record_path(disk)):
         there |= publish.remove(path)
     crashpoints.reach("delete.disk")
-    return publish.remove(disk) or there
+    there |= publish.remove(disk)
+    if there:
+        publish.sync_dir(disk.parent)
+    return there
 
 
 def remove(directory: Path) -> bool:
@@ -142,5 +151,7 @@ def remove(directory: Path) -> bool:
     goes with the next sweep.
     """
     there = publish.take_away(directory)
+    if there:
+        publish.sync_dir(directory.parent)
     crashpoints.reach("delete.removed")
     return there

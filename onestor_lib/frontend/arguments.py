@@ -12,18 +12,17 @@ from dataclasses import dataclass
 
 from onestor_lib.agent.errors import InvalidInput
 
-_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*")
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 _DISK = re.compile(r"disk\.([0-9]+)")
 _STEP = "read the arguments"
 
 
 @dataclass(frozen=True)
 class Location:
-    """A path on a host; ``path`` is normalised, ``given`` is as oned wrote it."""
+    """A path on a host, without doubled slashes."""
 
     host: str
     path: str
-    given: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def location(word: str) -> Location:
     host = arg_host(word)
     if not _HOST.fullmatch(host):
         raise InvalidInput(_STEP, f"no host in {word!r}")
-    return Location(host, checked_path(arg_path(word)), "/" + word.partition(":/")[2])
+    return Location(host, checked_path(arg_path(word)))
 
 
 def checked_path(path: str) -> str:

@@ -51,6 +51,8 @@ DATASTORE_ATTRIBUTES = (
     Attribute("SAFE_DIRS", "words", "/var/tmp", "the exceptions from RESTRICTED_DIRS"),
     Attribute("CHECK_FREE_SPACE", "yes/no", "YES", "fail before a copy when there is no room"),
     Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
+    Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
+    Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
     Attribute("LOG_FILE", "path", "/var/log/one/onestor.log", "onestor's own log"),
 )
 

@@ -50,7 +50,8 @@ class Log:
     def line(self, severity: str, text: str) -> None:
         """One line of the log; DEBUG goes to the file only and may have several lines."""
         if severity == "DEBUG" or severity not in SEVERITIES:
-            self._append("DEBUG", text)
+            # Some of it comes from hosts: continuation lines must not look like entries.
+            self._append("DEBUG", "\n    ".join(text.splitlines()))
             return
         text = one_line(text)
         self._append(severity, text)

@@ -35,13 +35,28 @@ def resolve(host: str) -> dict[str, list[str]]:
     return options
 
 
+def was_dropped(error: HostUnreachable) -> bool:
+    """Whether sshd dropped the connection before it was used: MaxStartups of sshd_config(5).
+
+    15 actions at once are enough for that (contract section 7); trying again a little later helps.
+    """
+    return error.step.startswith(client.START) and any(
+        sign in error.cause
+        for sign in ("kex_exchange_identification", "Connection reset by", "Connection closed by")
+    )
+
+
+def base_argv() -> list[str]:
+    """The ssh client as we always call it."""
+    return [SSH, *_ALWAYS]
+
+
 def agent_argv(
     host: str, *, options: Sequence[str], python: str, connect_timeout: float
 ) -> list[str]:
     """The command line that starts an agent on ``host`` and carries its stream."""
     return [
-        SSH,
-        *_ALWAYS,
+        *base_argv(),
         f"-oConnectTimeout={connect_timeout:.0f}",
         # A dead network is noticed within 40 s, whoever waits for whom (ssh_config(5)).
         "-oServerAliveInterval=10",

@@ -1,39 +1,41 @@
 """The control connection to a host: paramiko, with OpenSSH's configuration and host keys.
 
-The only module that imports paramiko, when the first host is contacted. Host keys are those of
-the files ssh(1) uses, and StrictHostKeyChecking means what ssh_config(5) says; a key that differs
-from the known one is refused always. Only a key accepted for the first time is written, as one
-appended line: paramiko's own writer would rewrite the whole file under other processes' hands.
+The only module that imports paramiko, when the first host is contacted. ``ssh -G`` says what is
+configured for a host, ``ssh-keygen -F`` which of its keys are known: so names with wildcards or
+hashes, aliases, ports, revoked keys and jump hosts mean what they mean for ssh(1). A key that
+differs from a known one is refused always, whatever StrictHostKeyChecking says.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import random
+import re
+import shlex
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onestor_lib.agent import client, locks
+from onestor_lib.agent import client, locks, process
 from onestor_lib.agent.errors import HostUnreachable, OnestorError
-from onestor_lib.frontend import openssh
+from onestor_lib.frontend import openssh, retry
 
 if TYPE_CHECKING:
     import paramiko
 
 _STEP = "connect"
 _AUTHENTICATE = 30.0  # seconds
-_RETRY_FOR = 20.0  # seconds: sshd drops connections beyond MaxStartups, contract section 7
 
 
 class ControlStream:
     """The stream of an agent over a paramiko channel (see ``onestor_lib.agent.client.Stream``)."""
 
-    def __init__(self, connection: paramiko.SSHClient, channel: paramiko.Channel) -> None:
-        self._connection, self._channel = connection, channel
+    def __init__(self, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
+        self._transport, self._channel = transport, channel
         self._said = bytearray()
 
     def send(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
@@ -61,8 +63,7 @@ class ControlStream:
         with contextlib.suppress(Exception):
             self._channel.status_event.wait(5.0)
         self._listen()
-        lines = self._said.decode("utf-8", "replace").strip().splitlines()[-3:]
-        said = "; ".join(line.strip() for line in lines)
+        said = process.last_lines(self._said)
         if self._channel.exit_status_ready():
             how = f"the agent ended with status {self._channel.recv_exit_status()}"
         else:
@@ -70,7 +71,7 @@ class ControlStream:
         return f"{said} ({how})" if said else how
 
     def close(self) -> None:
-        self._connection.close()
+        self._transport.close()
 
     def _listen(self) -> None:
         while self._channel.recv_stderr_ready():
@@ -78,138 +79,228 @@ class ControlStream:
             del self._said[: -(16 << 10)]
 
 
-def connect(host: str, *, python: str, timeout: float) -> ControlStream:
+def connect(
+    host: str, *, python: str, timeout: float, forward_agent: bool = False
+) -> ControlStream:
     """Connect to ``host`` and start an agent there.
 
-    ``timeout`` bounds, in seconds, the wait for the connection to be accepted. Connections that
-    sshd drops before authentication are tried again for a while. Raises
-    :class:`HostUnreachable` naming host and cause.
+    ``timeout`` bounds, in seconds, each wait for the other side. Connections that sshd drops
+    before authentication are tried again for a while. ``forward_agent`` lends the agent our
+    ssh-agent, for work that itself connects to another host. Raises :class:`HostUnreachable`.
     """
     import paramiko
 
+    # Its messages, with tracebacks, would go to stderr, which is oned's (contract section 1.5).
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
+    logging.getLogger("paramiko").propagate = False
     options = openssh.resolve(host)
-    deadline = time.monotonic() + _RETRY_FOR
-    pause = 0.1
+    known = _KnownHosts(host, options)
+    pauses = retry.pauses()
     while True:
         try:
-            connection = _authenticated(host, options, timeout)
+            transport = _negotiate(host, options, known, timeout)
             break
         except (EOFError, ConnectionResetError, paramiko.SSHException) as error:
-            final = isinstance(
-                error, (paramiko.AuthenticationException, paramiko.BadHostKeyException)
-            )
-            if final or time.monotonic() + pause > deadline:
+            if not retry.after(pauses):
                 raise HostUnreachable(_STEP, _reason(error), host=host) from error
         except OSError as error:
             raise HostUnreachable(_STEP, _reason(error), host=host) from error
-        time.sleep(pause * random.uniform(0.5, 1.5))
-        pause = min(pause * 2, 2.0)
     try:
-        channel = connection.get_transport().open_session(timeout=timeout)  # type: ignore[union-attr]
-        channel.exec_command(client.shell_command(python))
+        known.check(transport.get_remote_server_key())
+        _authenticate(transport, host, options)
+        # exec_command() itself waits for ever: what closes the connection ends that wait.
+        watchdog = threading.Timer(timeout, transport.close)
+        watchdog.start()
+        try:
+            channel = transport.open_session(timeout=timeout)
+            if forward_agent:
+                paramiko.agent.AgentRequestHandler(channel)
+            channel.exec_command(client.shell_command(python))
+        finally:
+            watchdog.cancel()
+    except HostUnreachable:
+        transport.close()
+        raise
     except (paramiko.SSHException, OSError, EOFError) as error:
-        connection.close()
-        raise HostUnreachable("start the agent", _reason(error), host=host) from error
-    return ControlStream(connection, channel)
+        transport.close()
+        raise HostUnreachable(client.START, _reason(error), host=host) from error
+    return ControlStream(transport, channel)
 
 
-def _authenticated(host: str, options: dict[str, list[str]], timeout: float) -> paramiko.SSHClient:
+def _negotiate(
+    host: str, options: dict[str, list[str]], known: _KnownHosts, timeout: float
+) -> paramiko.Transport:
+    """The connection up to the exchange of keys; neither side is authenticated yet."""
     import paramiko
 
-    name = options.get("hostname", [host])[0]
-    port = int(options.get("port", ["22"])[0])
-    known_as = options.get("hostkeyalias", [name])[0]
-    files = [
-        os.path.expanduser(file)
-        for option in ("userknownhostsfile", "globalknownhostsfile")
-        for value in options.get(option, [])
-        for file in value.split()
-    ]
-    connection = paramiko.SSHClient()
-    for file in files:
-        with contextlib.suppress(OSError):
-            connection.load_system_host_keys(file)
-    strict = options.get("stricthostkeychecking", ["ask"])[0]
-    connection.set_missing_host_key_policy(
-        _Policy(strict, files, _revoked(files))  # type: ignore[arg-type]
-    )
-    keys = [os.path.expanduser(file) for file in options.get("identityfile", [])]
-    connection.connect(
-        known_as,
-        port,
-        username=options.get("user", [""])[0] or None,
-        key_filename=[file for file in keys if os.access(file, os.R_OK)],  # type: ignore[arg-type]
-        look_for_keys=False,
-        allow_agent=options.get("identitiesonly", ["no"])[0] != "yes",
-        sock=_socket(name, port, options, timeout),
-        timeout=timeout,
-        banner_timeout=timeout,
-        auth_timeout=_AUTHENTICATE,
-    )
-    return connection
+    transport = paramiko.Transport(_socket(host, options, timeout))
+    transport.banner_timeout = timeout
+    transport.handshake_timeout = timeout
+    security = transport.get_security_options()
+    security.key_types = known.prefer(security.key_types)
+    try:
+        transport.start_client(timeout=max(timeout, _AUTHENTICATE))
+    except BaseException:
+        transport.close()
+        raise
+    return transport
 
 
-def _socket(name: str, port: int, options: dict[str, list[str]], timeout: float) -> socket.socket:
+def _socket(host: str, options: dict[str, list[str]], timeout: float) -> socket.socket:
     """The connection below ssh: TCP, or the program that ssh_config(5) names as the way there."""
-    import paramiko
-
+    name, port = options.get("hostname", [host])[0], options.get("port", ["22"])[0]
     command = options.get("proxycommand", ["none"])[0]
-    jump = options.get("proxyjump", ["none"])[0]
-    if command == "none" and jump != "none":
-        command = f"{openssh.SSH} -oBatchMode=yes -W [{name}]:{port} {jump}"
+    jumps = options.get("proxyjump", ["none"])[0]
+    if jumps != "none":
+        *before, last = (jump.replace("ssh://", "") for jump in jumps.split(","))
+        through = ["-J", ",".join(before)] if before else []
+        return process.connection(
+            [*openssh.base_argv(), *through, "-W", f"[{name}]:{port}", "--", f"ssh://{last}"]
+        )
     if command != "none":
-        # ssh -G has put host and port in; the administrator's own command, as for ssh itself.
-        return paramiko.ProxyCommand(command)  # type: ignore[return-value]
-    connected = socket.create_connection((name, port), timeout)
+        # The administrator's own command line, run as ssh runs it: by a shell, tokens filled in.
+        user = options.get("user", [""])[0]
+        tokens = {"h": name, "p": port, "r": user, "n": host}
+        command = re.sub(
+            "%([hprn%])",
+            lambda token: shlex.quote(tokens[token[1]]) if token[1] in tokens else "%",
+            command,
+        )
+        return process.connection(["/bin/sh", "-c", f"exec {command}"])
+    connected = socket.create_connection((name, int(port)), timeout)
     # Without it each small message takes 45 ms instead of 2.4 ms (docs/design.md, section 2).
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connected
 
 
-class _Policy:
-    """What to do with a host whose key is not known (StrictHostKeyChecking, ssh_config(5))."""
+class _KnownHosts:
+    """What the known_hosts files say of one host (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
 
-    def __init__(self, strict: str, files: Sequence[str], revoked: set[str]) -> None:
-        self._strict, self._files, self._revoked = strict, files, revoked
+    def __init__(self, host: str, options: dict[str, list[str]]) -> None:
+        name, port = options.get("hostname", [host])[0], options.get("port", ["22"])[0]
+        alias = options.get("hostkeyalias", [""])[0]
+        self._host = host
+        self._name = alias or (name if port == "22" else f"[{name}]:{port}")
+        self._strict = options.get("stricthostkeychecking", ["ask"])[0]
+        self._files = [
+            os.path.expanduser(file)
+            for option in ("userknownhostsfile", "globalknownhostsfile")
+            for value in options.get(option, [])
+            for file in value.split()
+            if file != "none"
+        ]
+        self._keys: set[tuple[str, str]] = set()
+        self._revoked: set[str] = set()
+        for words in self._lines():
+            if words[0] == "@revoked" and len(words) > 3:
+                self._revoked.add(words[3])
+            elif not words[0].startswith("@") and len(words) > 2:
+                self._keys.add((words[1], words[2]))
 
-    def missing_host_key(
-        self, connection: paramiko.SSHClient, hostname: str, key: paramiko.PKey
-    ) -> None:
-        import paramiko
+    def prefer(self, key_types: Sequence[str]) -> tuple[str, ...]:
+        """Key types in the order to ask for them: those we know a key of come first."""
+        known = {kind for kind, _ in self._keys}
+        if "ssh-rsa" in known:
+            known |= {"rsa-sha2-512", "rsa-sha2-256"}  # other signatures by the same key
+        return tuple(sorted(key_types, key=lambda kind: kind not in known))
 
-        # "ask" cannot ask: there is nobody. "off" and "no" are the same, "true" is "yes".
-        if key.get_base64() in self._revoked:
-            raise paramiko.SSHException(f"the host key of {hostname} is revoked")
+    def check(self, key: paramiko.PKey) -> None:
+        """Raise :class:`HostUnreachable` unless the host may be who it says it is."""
+        kind, text = key.get_name(), key.get_base64()
+        if text in self._revoked:
+            raise self._refusal("its host key is revoked")
+        if (kind, text) in self._keys:
+            return
+        files = " or ".join(self._files)
+        if self._keys:
+            raise self._refusal(f"its host key is not the one in {files}: it may not be that host")
+        # "ask" cannot ask: there is nobody.
         if self._strict not in ("accept-new", "no", "off", "false"):
-            raise _UnknownHost(f"the host key of {hostname} is not in {' or '.join(self._files)}")
-        _remember(Path(self._files[0]), f"{hostname} {key.get_name()} {key.get_base64()}\n")
+            raise self._refusal(f"its host key is not in {files}")
+        if self._files:
+            _append_line(Path(self._files[0]), f"{self._name} {kind} {text}")
+
+    def _refusal(self, cause: str) -> HostUnreachable:
+        return HostUnreachable(_STEP, cause, host=self._host)
+
+    def _lines(self) -> Iterator[list[str]]:
+        for file in self._files:
+            if not os.access(file, os.R_OK):
+                continue
+            argv = ["ssh-keygen", "-F", self._name, "-f", file]
+            found = process.run(argv, timeout=10.0, step="look up the host key")
+            for line in found.stdout.decode("utf-8", "replace").splitlines():
+                if line and not line.startswith("#"):
+                    yield line.split()
 
 
-class _UnknownHost(OSError):
-    """An unknown host key where ssh_config(5) demands a known one: trying again does not help."""
-
-
-def _remember(file: Path, line: str) -> None:
+def _append_line(file: Path, line: str) -> None:
+    """Add a line to a file that other processes append to, too; failing is no failure."""
     with contextlib.suppress(OSError, OnestorError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = file.parent / f".{file.name}.onestor-lock"
         with locks.exclusive(lock, purpose="note a host key", timeout=5.0):
-            if not file.exists() or line not in file.read_text(encoding="utf-8"):
-                with file.open("a", encoding="utf-8") as known:
-                    known.write(line)
-                file.chmod(0o600)
+            before = file.read_text(encoding="utf-8") if file.exists() else ""
+            if line in before.splitlines():
+                return
+            start = "" if not before or before.endswith("\n") else "\n"
+            with file.open("a", encoding="utf-8") as known:
+                known.write(f"{start}{line}\n")
+            file.chmod(0o600)
 
 
-def _revoked(files: Sequence[str]) -> set[str]:
-    """Keys marked ``@revoked`` (sshd(8), known_hosts), which paramiko passes over."""
-    keys = set()
+def _authenticate(transport: paramiko.Transport, host: str, options: dict[str, list[str]]) -> None:
+    """Sign on with a key of the ssh-agent or of the configured files; raises HostUnreachable."""
+    import paramiko
+
+    user = options.get("user", [""])[0]
+    transport.auth_timeout = _AUTHENTICATE
+    refused = 0
+    for key in _keys(options):
+        try:
+            if not transport.auth_publickey(user, key):
+                return
+            raise HostUnreachable(_STEP, "a key alone is not enough to sign on", host=host)
+        except paramiko.BadAuthenticationType as error:
+            raise HostUnreachable(_STEP, f"no sign-on by key: {error}", host=host) from error
+        except paramiko.AuthenticationException:
+            refused += 1
+    tried = f"none of {refused} keys is accepted" if refused else "there is no key to sign on with"
+    raise HostUnreachable(_STEP, f"permission denied for {user}: {tried}", host=host)
+
+
+def _keys(options: dict[str, list[str]]) -> Iterator[paramiko.PKey]:
+    """Keys in ssh(1)'s order: the agent's, then files; with IdentitiesOnly none but the files'."""
+    import paramiko
+
+    files = [os.path.expanduser(file) for file in options.get("identityfile", [])]
+    public = set()
     for file in files:
-        with contextlib.suppress(OSError):
-            for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
-                words = line.split()
-                if words[:1] == ["@revoked"] and len(words) > 3:
-                    keys.add(words[3])
-    return keys
+        with contextlib.suppress(OSError, IndexError):
+            public.add(Path(f"{file}.pub").read_text(encoding="ascii").split()[1])
+    only = options.get("identitiesonly", ["no"])[0] == "yes"
+    offered = set()
+    with contextlib.suppress(paramiko.SSHException, OSError):
+        for key in paramiko.Agent().get_keys():
+            if not only or key.get_base64() in public:
+                offered.add(key.get_base64())
+                yield key
+    for file in files:
+        key_of_file = _load(file) if os.access(file, os.R_OK) else None
+        if key_of_file is not None and key_of_file.get_base64() not in offered:
+            yield key_of_file
+
+
+def _load(file: str) -> paramiko.PKey | None:
+    """The private key in a file; None when it is encrypted or of no type we know."""
+    import paramiko
+
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+        # Which errors a key of another type gives differs between versions of paramiko.
+        with contextlib.suppress(paramiko.SSHException, ValueError, OSError, IndexError, TypeError):
+            key: paramiko.PKey = kind.from_private_key_file(file)
+            return key
+    return None
 
 
 def _reason(error: BaseException) -> str:

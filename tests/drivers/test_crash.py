@@ -9,7 +9,7 @@ import pytest
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import wait_until
-from tests.drivers.conftest import SOURCES, digest
+from tests.drivers.conftest import SOURCES, digest, same_content
 from tests.oned.objects import Image, Vm
 from tests.testbed import DATASTORES, Testbed
 
@@ -48,11 +48,9 @@ def assert_died_there(bed: Testbed, point: str) -> None:
 def test_A3_A6_clone_after_a_crash(bed: Testbed, point: str) -> None:
     vm = bed.vm(bed.image(RAW))
     crash(bed, point)
-    reply = bed.oned.instantiate(vm, "host01", bed.system)
+    bed.oned.instantiate(vm, "host01", bed.system)
     assert_died_there(bed, point)
     assert_whole_files(bed, vm)
-    if point != "frontend.placed":
-        assert not bed.hosts[0].exists(bed.disk_path(vm)) or not reply.success
     bed.environment()
     assert bed.oned.retry_prolog(vm).success
     assert digest(bed.hosts[0], bed.disk_path(vm)) == digest(bed.frontend, RAW)
@@ -60,6 +58,27 @@ def test_A3_A6_clone_after_a_crash(bed: Testbed, point: str) -> None:
     names = set(bed.files(bed.hosts[0]))
     expected = {"disk.0", ".disk.0.lock", ".disk.0.record", "vm.xml", "ds.xml"}
     assert names == {"102/.monitor", *(f"102/{vm.id}/{name}" for name in expected)}
+
+
+@pytest.mark.parametrize("point", crashpoints.names("tm.clone"))
+def test_C3_A6_clone_with_all_steps_after_a_crash(bed: Testbed, point: str) -> None:
+    """qcow2, grown, SPARSE=NO, and an unknown file in the disk's place."""
+    image = bed.image(f"{SOURCES}/disk.qcow2")
+    vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, SIZE="100", SPARSE="NO")])
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    host.write(disk, "somebody's only copy")
+    crash(bed, point)
+    bed.oned.instantiate(vm, "host01", bed.system)
+    assert_died_there(bed, point)
+    check = ["qemu-img", "check", "-q", "-f", "qcow2", disk]
+    if host.exists(disk) and host.read(disk) != b"somebody's only copy":
+        host.run(check)
+    bed.environment()
+    assert bed.oned.retry_prolog(vm).success
+    assert same_content(bed, host, disk, "qcow2", f"{SOURCES}/disk.qcow2")
+    unknown = [name for name in bed.files(host) if name.endswith(".unknown")]
+    assert [host.read(f"{DATASTORES}/{name}") for name in unknown] == [b"somebody's only copy"]
+    wait_until(lambda: bed.leftovers() == [], "nothing is left")
 
 
 @pytest.mark.parametrize("point", crashpoints.names("tm.ln"))

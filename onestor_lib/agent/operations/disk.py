@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, publish, qemu_img, vm_directory
-from onestor_lib.agent.errors import Missing, NoSpace, OnestorError, Superseded, TransferFailed
+from onestor_lib.agent import (
+    crashpoints,
+    extents,
+    publish,
+    qemu_img,
+    space,
+    vm_directory,
+)
+from onestor_lib.agent import (
+    image_format as formats,
+)
+from onestor_lib.agent.errors import InvalidInput, Missing, OnestorError, Superseded, TransferFailed
 from onestor_lib.agent.server import Call
-
-MB = 1 << 20
 
 
 def place(
@@ -45,7 +53,7 @@ def place(
         publish.sweep(directory)
         with vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout):
             if check_space:
-                _require_space(directory, _needed(source, image_format, grow_to, sparse))
+                space.require(directory, _needed(source, image_format, grow_to, sparse))
             crashpoints.reach("place.prepared")
             with publish.Temporary(disk) as temporary, contextlib.ExitStack() as stack:
                 _fetch(call, temporary.path, source["size"], item="disk")
@@ -59,7 +67,7 @@ def place(
                     vm_directory.write_record(disk, record)
                     crashpoints.reach("place.recorded")
                     if snapshots:
-                        undo.callback(publish.remove, vm_directory.snapshots_path(disk))
+                        undo.callback(vm_directory.forget_snapshots, disk)
                         snapshots.rename(vm_directory.snapshots_path(disk))
                         crashpoints.reach("place.snapshots")
                     vm_directory.mark_monitored(datastore)
@@ -112,21 +120,44 @@ def _shape(
     stack: contextlib.ExitStack,
 ) -> publish.Temporary:
     """Give the disk its size, and with SPARSE=NO its blocks; the temporary with the result."""
-    raw, path = image_format != "qcow2", temporary.path
-    if grow_to > qemu_img.virtual_size(path, image_format, step="inspect disk"):
-        qemu_img.grow(path, image_format, grow_to, allocate=raw and not sparse, step="resize disk")
+    path = temporary.path
+    if grow_to and grow_to > qemu_img.virtual_size(path, image_format, step="inspect disk"):
+        qemu_img.grow(path, image_format, grow_to, step="resize disk")
         size = qemu_img.virtual_size(path, image_format, step="inspect disk")
         if size != grow_to:
             cause = f"it has {size} bytes instead of {grow_to}"
             raise OnestorError("resize disk", cause, path=str(path))
-    if sparse or raw:
+    if sparse:
         return temporary
-    # A qcow2 file without holes can still lack clusters: only qemu-img makes those.
+    if image_format == "qcow2":
+        return _allocate_qcow2(temporary, timeout, stack)
+    with path.open("r+b") as file:
+        extents.allocate(file.fileno(), os.fstat(file.fileno()).st_size)
+    return temporary
+
+
+def _allocate_qcow2(
+    temporary: publish.Temporary, timeout: float, stack: contextlib.ExitStack
+) -> publish.Temporary:
+    """A copy with every cluster in place; only qemu-img makes the clusters that are not there."""
+    with temporary.path.open("rb") as file:
+        header = formats.read_qcow2(
+            file.read(formats.HEAD), step="allocate disk", path=str(temporary.path)
+        )
+    if header.snapshots:
+        cause = "SPARSE=NO, but the image has internal snapshots, which a conversion would lose"
+        raise InvalidInput("allocate disk", cause, path=str(temporary.path))
     allocated = stack.enter_context(publish.Temporary(temporary.final))
     qemu_img.convert(
-        temporary.path, "qcow2", allocated.path, "qcow2",
-        allocate=True, step="allocate disk", timeout=timeout,
-    )  # fmt: skip
+        temporary.path,
+        "qcow2",
+        allocated.path,
+        "qcow2",
+        allocate=True,
+        cluster_size=header.cluster_size,
+        step="allocate disk",
+        timeout=timeout,
+    )
     return allocated
 
 
@@ -151,9 +182,15 @@ def _settle(
         return os.path.lexists(disk)
     for path in here:
         aside = vm_directory.set_aside(path)
-        undo.callback(aside.rename, path)
+        undo.callback(_restore, aside, path)
         call.log("WARN", f"{path} was there before and is not known: now {aside.name}")
     return False
+
+
+def _restore(aside: Path, path: Path) -> None:
+    """Give back its name to what was set aside, unless the new disk has it already."""
+    if not os.path.lexists(path):
+        aside.rename(path)
 
 
 def _is_own_try(known: dict[str, Any], record: dict[str, Any], retry: bool) -> bool:
@@ -179,17 +216,6 @@ def _needed(source: dict[str, Any], image_format: str, grow_to: int, sparse: boo
     return int(full + copies + source["snapshots_allocated"])
 
 
-def _require_space(directory: Path, needed: int) -> None:
-    figures = os.statvfs(directory)
-    available = figures.f_bavail * figures.f_frsize
-    if needed > available:
-        raise NoSpace(
-            "check space",
-            f"{-(-needed // MB)} MB needed, {available // MB} MB available",
-            path=str(directory),
-        )
-
-
 @contextlib.contextmanager
 def _noticing_deletion(directory: Path) -> Iterator[None]:
     """Name the true cause when names are missing because the VM's directory was deleted."""
@@ -197,9 +223,15 @@ def _noticing_deletion(directory: Path) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, Missing) as error:
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(before, directory.stat()):
-                raise
+        if _is_still(directory, before):
+            raise
         raise Superseded(
             "put the disk in place", "the VM was deleted meanwhile", path=str(directory)
         ) from error
+
+
+def _is_still(directory: Path, before: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(before, directory.stat())
+    except FileNotFoundError:
+        return False

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, extents, image_format, paths, publish, qemu_img
+from onestor_lib.agent import crashpoints, extents, image_format, paths, publish, qemu_img, space
 from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.errors import (
     InvalidInput,
     Missing,
-    NoSpace,
     OnestorError,
     TransferFailed,
     from_os_error,
 )
 from onestor_lib.agent.server import Call
-
-MB = 1 << 20
 
 
 def describe(call: Call, *, path: str, image_format: str, snapshots: bool) -> dict[str, Any]:
@@ -86,13 +84,17 @@ def import_file(
         directory.mkdir(mode=0o755, exist_ok=True)
         publish.sweep(directory)
         if check_space:
-            _require_space(fd, directory, sparse, step)
+            facts = os.fstat(fd)
+            needed = min(facts.st_blocks * 512, facts.st_size) if sparse else facts.st_size
+            space.require(directory, needed)
         with publish.Temporary(directory / name) as temporary, contextlib.ExitStack() as stack:
             _copy(fd, temporary.path, path, digests, sparse, step)
             crashpoints.reach("import.copied")
             # What counts is what we have now: the source may have changed under our hands.
             stored = _describe_file(temporary.path, path, inspect, step)
             found, final = stored.format, temporary
+            if inspect:
+                qemu_img.virtual_size(temporary.path, found, step="inspect image")
             if stored.convertible and wanted_format not in ("", found):
                 final = stack.enter_context(publish.Temporary(directory / name))
                 qemu_img.convert(
@@ -100,13 +102,12 @@ def import_file(
                     allocate=not sparse, step="convert image", timeout=convert_timeout,
                 )  # fmt: skip
                 found = wanted_format
-            if inspect:
-                qemu_img.virtual_size(final.path, found, step="inspect image")
             crashpoints.reach("import.inspected")
             call.ask("wanted")
             final.publish(mode=0o660)
     except OSError as error:
-        raise from_os_error(step, error, path=path) from error
+        place = "" if error.filename else base  # writing by descriptor tells no name
+        raise from_os_error(step, error, path=place) from error
     finally:
         os.close(fd)
     return {"format": found}
@@ -132,13 +133,20 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
 def _facts(path: Path, image_format_name: str, step: str) -> tuple[int, int, int]:
     """Size, allocated and virtual size in bytes of an image in the format OpenNebula recorded."""
     try:
-        with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            head = file.read(image_format.HEAD) if image_format_name == "qcow2" else b""
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not hold us
     except FileNotFoundError:
         raise Missing(step, "no such file", path=str(path)) from None
     except OSError as error:
         raise from_os_error(step, error, path=str(path)) from error
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise InvalidInput(step, "not a regular file", path=str(path))
+        head = (
+            extents.read_exactly(fd, image_format.HEAD, 0) if image_format_name == "qcow2" else b""
+        )
+    finally:
+        os.close(fd)
     virtual = facts.st_size
     if image_format_name == "qcow2":
         virtual = image_format.describe_qcow2(head, step=step, path=str(path)).virtual_size
@@ -192,13 +200,3 @@ def _check_digests(fd: int, digests: dict[str, str], path: str, step: str) -> No
     for name, expected in digests.items():
         if (found := sums[name].hexdigest()) != expected:
             raise OnestorError(step, f"{name.upper()} is {found}, expected {expected}", path=path)
-
-
-def _require_space(fd: int, directory: Path, sparse: bool, step: str) -> None:
-    facts = os.fstat(fd)
-    needed = min(facts.st_blocks * 512, facts.st_size) if sparse else facts.st_size
-    figures = os.statvfs(directory)
-    available = figures.f_bavail * figures.f_frsize
-    if needed > available:
-        cause = f"{-(-needed // MB)} MB needed, {available // MB} MB available"
-        raise NoSpace(step, cause, path=str(directory))

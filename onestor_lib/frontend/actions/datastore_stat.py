@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from onestor_lib.agent.space import MB
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import images
 from onestor_lib.frontend.services.hosts import Hosts
-
-MB = 1 << 20
 
 
 def run(request: Request) -> str:

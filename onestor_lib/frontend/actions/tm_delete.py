@@ -18,14 +18,14 @@ def run(request: Request) -> None:
     arguments.number(words[2], "the datastore's id")
     target = arguments.vm_path(words[0], vm_id)
     hosts = Hosts(request.settings, request.log)
+    if not target.name and not hosts.is_here(target.host):
+        _delete_copy_here(request, hosts, target)  # first: the host may be dead
     with hosts.agent(target.host) as host:
         operation = "disk.delete" if target.name else "directory.delete"
         removed = host.call(operation, path=target.path)["removed"]
     what = target.name or "directory"
     done = "deleted" if removed else "was not there"
     request.log.info(f"VM {vm_id} {what} on {target.host} {done}")
-    if not target.name and not hosts.is_here(target.host):
-        _delete_copy_here(request, hosts, target)
 
 
 def _delete_copy_here(request: Request, hosts: Hosts, target: arguments.VmPath) -> None:

@@ -14,13 +14,12 @@ from onestor_lib.agent.errors import (
     OnedUnavailable,
     Superseded,
 )
+from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import transfer
 from onestor_lib.frontend.services.hosts import Hosts
-
-MB = 1 << 20
 
 # States of a VM (contract section 2.5): numbers are part of the contract (known failure L4).
 ACTIVE, DONE = "3", "6"
@@ -109,7 +108,7 @@ class Placement:
             crashpoints.reach("frontend.sent")
             return {}
 
-        with self.hosts.agent(self.source.host) as origin:
+        with self.hosts.agent(self.source.host, sends=True) as origin:
             facts = self._facts(origin, disk, snapshots)
             with self.hosts.agent(self.target.host) as host:
                 host.call(

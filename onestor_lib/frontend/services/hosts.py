@@ -6,12 +6,14 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onestor_lib.agent.client import AgentClient, ProcessStream
 from onestor_lib.frontend import bundle, openssh, ssh
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
+
+_REPORT = 10.0  # seconds between two notes about progress
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Hosts:
 
     settings: Settings
     log: Log
+    _reported: float = field(default_factory=time.monotonic, init=False)
 
     def is_here(self, host: str) -> bool:
         """Whether ``host`` is this machine by name. Another name for it works too, over ssh."""
@@ -27,8 +30,11 @@ class Hosts:
         return host in ("localhost", own, own.partition(".")[0])
 
     @contextlib.contextmanager
-    def agent(self, host: str) -> Iterator[AgentClient]:
-        """An agent on ``host`` for the ``with`` block; raises ``HostUnreachable``."""
+    def agent(self, host: str, *, sends: bool = False) -> Iterator[AgentClient]:
+        """An agent on ``host`` for the ``with`` block; raises ``HostUnreachable``.
+
+        One that ``sends`` data to another host is lent our ssh-agent: hosts have no private key.
+        """
         begin = time.monotonic()
         if self.is_here(host):
             with self.local_agent() as agent:
@@ -38,8 +44,9 @@ class Hosts:
             host,
             python=self.settings.program("HOST_PYTHON"),
             timeout=self.settings.seconds("CONNECT_TIMEOUT"),
+            forward_agent=sends,
         )
-        with AgentClient(stream, host, on_log=self._forward) as agent:
+        with AgentClient(stream, host, on_log=self._forward, on_progress=self._progress) as agent:
             agent.start(bundle.build())
             self.log.line("DEBUG", f"agent on {host} after {time.monotonic() - begin:.3f} s")
             yield agent
@@ -49,7 +56,7 @@ class Hosts:
         """An agent on this machine."""
         stream = ProcessStream(openssh.local_agent_argv())
         name = socket.gethostname()
-        with AgentClient(stream, name, on_log=self._forward) as agent:
+        with AgentClient(stream, name, on_log=self._forward, on_progress=self._progress) as agent:
             agent.start(bundle.build())
             yield agent
 
@@ -61,6 +68,13 @@ class Hosts:
             python=self.settings.program("HOST_PYTHON"),
             connect_timeout=self.settings.seconds("CONNECT_TIMEOUT"),
         )
+
+    def _progress(self, done: int, total: int) -> None:
+        """Note in the log file how far a long transfer is, now and then."""
+        now = time.monotonic()
+        if now - self._reported > _REPORT:
+            self._reported = now
+            self.log.line("DEBUG", f"{done >> 20} of {total >> 20} MB are through")
 
     def _forward(self, severity: str, text: str) -> None:
         self.log.line(severity, text)

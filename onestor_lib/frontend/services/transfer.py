@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from onestor_lib.agent.client import AgentClient
-from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent.errors import HostUnreachable, OnestorError
+from onestor_lib.frontend import openssh, retry
 from onestor_lib.frontend.services.hosts import Hosts
 
 _TRIES = 2
@@ -24,12 +25,13 @@ def bring(
     """Bring ``path`` of the source's machine into the file ``temporary`` of ``host``.
 
     Verified there before this returns; how many bytes crossed the link. A transfer that fails
-    for a reason that may pass is tried once more.
+    for a reason that may pass is tried once more, a connection that sshd drops for a while.
     """
     if source.host == host or (hosts.is_here(source.host) and hosts.is_here(host)):
         source.call("transfer.copy", path=path, temporary=temporary, sparse=sparse)
         return 0
-    for attempt in range(1, _TRIES + 1):
+    tries, pauses = 0, retry.pauses()
+    while True:
         begin = time.monotonic()
         try:
             sent: dict[str, Any] = source.call(
@@ -38,15 +40,18 @@ def bring(
                 argv=hosts.bulk_argv(host),
                 host=host,
                 temporary=temporary,
-                sparse=sparse,
                 stall=hosts.settings.seconds("STALL_TIMEOUT"),
             )
         except OnestorError as error:
-            if not error.retryable or attempt == _TRIES:
+            if isinstance(error, HostUnreachable) and openssh.was_dropped(error):
+                if retry.after(pauses):
+                    continue
+                raise
+            tries += 1
+            if not error.retryable or tries == _TRIES:
                 raise
             hosts.log.warn(f"{error}; trying again")
             continue
         seconds = time.monotonic() - begin
         hosts.log.line("DEBUG", f"sent {sent['sent']} bytes of {path} to {host} in {seconds:.3f} s")
         return int(sent["sent"])
-    raise AssertionError("the last try returns or raises")

@@ -1,0 +1,207 @@
+"""The control connection and OpenSSH agree: whatever ssh_config(5) says counts for both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import Node, wait_until
+from tests.drivers.conftest import SOURCES, digest
+from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
+
+pytestmark = pytest.mark.cluster
+
+CONFIG = "/var/lib/one/.ssh/config"
+KNOWN = "/var/lib/one/.ssh/known_hosts"
+SMALL = f"{SOURCES}/small.img"
+
+
+@contextlib.contextmanager
+def ssh_files(node: Node, **files: str) -> Iterator[None]:
+    """Put these files into ~/.ssh for the block; config gets its text before what it had."""
+    before = {"config": node.read(CONFIG), "known_hosts": node.read(KNOWN)}
+    for name, text in files.items():
+        old = before["config"].decode() if name == "config" else ""
+        mode = 0o600 if name.startswith("id_") else 0o644
+        node.write(f"/var/lib/one/.ssh/{name}", text + old, mode=mode)
+    try:
+        yield
+    finally:
+        for name in files:
+            node.run(["rm", "-f", f"/var/lib/one/.ssh/{name}"])
+        node.write(CONFIG, before["config"])
+        node.write(KNOWN, before["known_hosts"])
+
+
+def works(bed: Testbed, host: str = "host01") -> bool:
+    """Whether a clone and a delete succeed: control and bulk connection."""
+    vm = bed.vm(bed.image(SMALL))
+    reply = bed.oned.instantiate(vm, host, bed.system)
+    assert len(reply.result.stderr.splitlines()) <= 1, reply.result.stderr
+    if reply.success:
+        assert bed.oned.terminate(vm).success
+    return reply.success
+
+
+def refusal(bed: Testbed) -> str:
+    line = f"DELETE onestor host01:{DATASTORES}/102/5 5 102"
+    reply = bed.oned.transfer_mad.run_line(line)
+    assert not reply.success
+    assert len(reply.result.stderr.splitlines()) == 1
+    return reply.error
+
+
+def host_key(node: Node) -> str:
+    return " ".join(node.read("/etc/ssh/ssh_host_ed25519_key.pub").decode().split()[:2])
+
+
+@contextlib.contextmanager
+def second_sshd(node: Node, port: int) -> Iterator[None]:
+    argv = ["/usr/sbin/sshd", "-D", "-p", str(port), "-o", "PidFile=none"]
+    with node.popen(argv, user="root") as server:
+        try:
+            probe = ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"]
+            wait_until(lambda: node.run(probe, check=False).returncode == 0, "sshd listens")
+            yield
+        finally:
+            server.kill_tree()
+
+
+def test_another_port_and_an_alias_for_the_key(bed: Testbed) -> None:
+    config = "Host host01\n  Port 2222\n  HostKeyAlias the-first\n"
+    key = host_key(bed.hosts[0])
+    with second_sshd(bed.hosts[0], 2222):
+        with ssh_files(bed.frontend, config=config, known_hosts=f"the-first {key}\n"):
+            assert works(bed)
+        wrong = f"the-first {host_key(bed.hosts[1])}\n"
+        with ssh_files(bed.frontend, config=config, known_hosts=wrong):
+            assert "host key is not the one" in refusal(bed)
+        with ssh_files(
+            bed.frontend, config="Host host01\n  Port 2222\n", known_hosts=f"[host01]:2222 {key}\n"
+        ):
+            assert works(bed)
+
+
+@pytest.mark.parametrize("pattern", ["host?1", "*,!host02", "host*"])
+def test_wildcards_in_known_hosts(bed: Testbed, pattern: str) -> None:
+    with ssh_files(bed.frontend, known_hosts=f"{pattern} {host_key(bed.hosts[0])}\n"):
+        assert works(bed)
+    with ssh_files(bed.frontend, known_hosts=f"{pattern} {host_key(bed.hosts[1])}\n"):
+        assert "host key is not the one" in refusal(bed)
+
+
+def test_revoked_keys(bed: Testbed) -> None:
+    key = host_key(bed.hosts[0])
+    with ssh_files(bed.frontend, known_hosts=f"host01 {key}\n@revoked * {key}\n"):
+        assert "revoked" in refusal(bed)
+
+
+def test_hashed_names(bed: Testbed) -> None:
+    with ssh_files(bed.frontend, known_hosts=f"host01 {host_key(bed.hosts[0])}\n"):
+        bed.frontend.run(["ssh-keygen", "-q", "-H", "-f", KNOWN])
+        assert b"host01" not in bed.frontend.read(KNOWN)
+        assert works(bed)
+        bed.frontend.run(["rm", f"{KNOWN}.old"])
+
+
+def test_a_new_key_is_a_line_of_its_own(bed: Testbed) -> None:
+    with ssh_files(bed.frontend, known_hosts=f"host02 {host_key(bed.hosts[1])}"):
+        assert works(bed)
+        lines = bed.frontend.read(KNOWN).decode().splitlines()
+        assert f"host01 {host_key(bed.hosts[0])}" in lines
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "Host host01\n  ProxyJump host02\n",
+        "Host host01\n  ProxyJump oneadmin@host02:22\n",
+        "Host host01\n  ProxyCommand ssh -W %h:%p host02\n",
+        "Host edge\n  HostName host01\n  ProxyJump host02\n",
+        "Match host host01\n  User oneadmin\n",
+    ],
+)
+def test_ways_to_a_host(bed: Testbed, config: str) -> None:
+    with ssh_files(bed.frontend, config=config):
+        assert works(bed, "edge" if "edge" in config else "host01")
+
+
+def test_a_way_that_leads_nowhere_is_one_line(bed: Testbed) -> None:
+    with ssh_files(bed.frontend, config="Host host01\n  ProxyCommand false\n"):
+        assert "host01" in refusal(bed)
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
+@pytest.mark.parametrize("passphrase", ["", "secret"])
+def test_other_keys_beside_the_right_one(bed: Testbed, kind: str, passphrase: str) -> None:
+    """A key nobody accepts, or one that is encrypted, must not stand in the way of the agent."""
+    frontend = bed.frontend
+    own = frontend.read("/var/lib/one/.ssh/id_ed25519")
+    argv = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", "/tmp/other"]
+    frontend.run(argv)
+    other = frontend.read("/tmp/other").decode()
+    frontend.run(["rm", "/tmp/other", "/tmp/other.pub"])
+    try:
+        with ssh_files(frontend, **{f"id_{kind}": other}):
+            assert works(bed)
+    finally:
+        frontend.write("/var/lib/one/.ssh/id_ed25519", own, mode=0o600)
+
+
+def test_G16_only_the_agent_has_the_key(bed: Testbed) -> None:
+    frontend = bed.frontend
+    key = frontend.read("/var/lib/one/.ssh/id_ed25519")
+    frontend.run(["rm", "/var/lib/one/.ssh/id_ed25519"])
+    try:
+        assert works(bed)
+        # The front-end under another of its names: an agent there sends, with ours lent to it.
+        vm = bed.vm(bed.image(SMALL))
+        bed.cloud.place(vm, "host01", bed.system)
+        bed.cloud.set_state(vm, 3, 1)
+        source = next(iter(bed.cloud.images.values())).source
+        address = frontend.address
+        reply = bed.oned.transfer_mad.run_line(
+            f"CLONE onestor {address}:{source} host01:{bed.disk_path(vm)} {vm.id} 101"
+        )
+        assert reply.success, reply.error
+        assert digest(bed.hosts[0], bed.disk_path(vm)) == digest(frontend, SMALL)
+    finally:
+        frontend.write("/var/lib/one/.ssh/id_ed25519", key, mode=0o600)
+
+
+def test_no_key_at_all(bed: Testbed) -> None:
+    frontend = bed.frontend
+    key = frontend.read("/var/lib/one/.ssh/id_ed25519")
+    frontend.run(["rm", "/var/lib/one/.ssh/id_ed25519"])
+    try:
+        argv = [f"{REMOTES}/tm/onestor/delete", f"host01:{DATASTORES}/102/5", "5", "102"]
+        done = frontend.run(argv, check=False)  # without SSH_AUTH_SOCK
+    finally:
+        frontend.write("/var/lib/one/.ssh/id_ed25519", key, mode=0o600)
+    assert "permission denied for oneadmin: there is no key" in done.stderr
+
+
+def test_K7_a_host_that_accepts_and_says_nothing(bed: Testbed) -> None:
+    """Connections are accepted by the kernel of a frozen host, and nothing else happens."""
+    script = "import socket, time; s = socket.create_server(('', 2200)); time.sleep(60)"
+    config = "Host host01\n  Port 2200\n"
+    bed.configure("CONNECT_TIMEOUT=1\n")
+    with bed.hosts[0].popen(["/usr/bin/python3", "-c", script]) as server:
+        try:
+            with ssh_files(bed.frontend, config=config):
+                argv = [f"{REMOTES}/tm/onestor/delete", f"host01:{DATASTORES}/102/5", "5", "102"]
+                done = bed.frontend.run(argv, env=AGENT, check=False, timeout=60)
+        finally:
+            server.kill_tree()
+    assert "host01" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_C12_the_hop_that_fails_is_named_with_both_ends(bed: Testbed) -> None:
+    bed.configure("SSH_OPTS='-oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=yes'\n")
+    vm = bed.vm(bed.image(SMALL))
+    reply = bed.oned.instantiate(vm, "host01", bed.system)
+    assert "from fe to host01" in reply.error
+    assert "Host key verification failed" in reply.error
