@@ -2,7 +2,7 @@
 
 ``sudo ./install.sh --demo`` runs this. It builds a front-end and two hosts out of namespaces,
 installs onestor there, and prints each action as oned calls it, with its time and its result.
-Nothing of the machine it runs on is changed.
+It leaves the machine as it was.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def run(
         drain.join(LINGER)
     return Result(
         tuple(argv),
-        child.returncode,
+        -signal.SIGKILL if child.returncode is None else child.returncode,
         bytes(stdout.kept),
         bytes(stderr.kept),
         timed_out,
@@ -217,4 +217,5 @@ def _end_group(child: subprocess.Popen[bytes], exited: _Exit) -> None:
         os.killpg(child.pid, signal.SIGTERM)
         exited.within(LINGER)
     os.killpg(child.pid, signal.SIGKILL)  # stragglers, too: they hold our pipes
-    child.wait()
+    if exited.within(LINGER):
+        child.wait()  # else it hangs in the kernel, where no signal reaches it: we go on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import random
 import re
 import subprocess
 import time
@@ -473,3 +474,28 @@ def check_interrupted(bed: Testbed, signum: int) -> None:
 def test_failures_are_in_onestors_own_log(bed: Testbed) -> None:
     reply = failing_prolog(bed, "nowhere")
     assert f"ERROR clone: {reply.error}" in bed.frontend.read(LOG).decode()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_K15_sigterm_at_a_random_moment(bed: Testbed, seed: int) -> None:
+    """Any action, ended anywhere: nothing half-done stays, and the repeat succeeds."""
+    chance = random.Random(seed)
+    image = bed.image(RAW)
+    vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, SIZE="100")])
+    bed.cloud.place(vm, "host01", bed.system)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
+    target = f"host01:{BASE}/102/{vm.id}"
+    clone = f"CLONE onestor fe:{image.source} {target}/disk.0 {vm.id} 101"
+    delete = f"DELETE onestor {target} {vm.id} 102"
+    for line in (clone, delete):
+        call = bed.oned.transfer_mad.start_line(line)
+        time.sleep(chance.uniform(0, 0.9))  # not to synchronise: any moment will do
+        call.kill(15)
+        call.wait()
+        wait_until(lambda: bed.leftovers() == [], "everybody has cleaned up", timeout=5)
+        assert bed.oned.transfer_mad.run_line(line).success
+        if line is clone:
+            disk = bed.disk_path(vm)
+            argv = ["qemu-img", "info", "-f", "raw", "--output=json", disk]
+            assert f'"virtual-size": {100 << 20}' in bed.hosts[0].run(argv).stdout
+    assert bed.files(bed.hosts[0]) == {"102/.monitor": 8}
