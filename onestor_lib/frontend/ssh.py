@@ -182,13 +182,8 @@ class _KnownHosts:
         self._host = host
         self._name = alias or (name if port == "22" else f"[{name}]:{port}")
         self._strict = options.get("stricthostkeychecking", ["ask"])[0]
-        self._files = [
-            os.path.expanduser(file)
-            for option in ("userknownhostsfile", "globalknownhostsfile")
-            for value in options.get(option, [])
-            for file in value.split()
-            if file != "none"
-        ]
+        self._own = _files(options, "userknownhostsfile")
+        self._files = self._own + _files(options, "globalknownhostsfile")
         self._keys: set[tuple[str, str]] = set()
         self._revoked: set[str] = set()
         for words in self._lines():
@@ -217,8 +212,8 @@ class _KnownHosts:
         # "ask" cannot ask: there is nobody.
         if self._strict not in ("accept-new", "no", "off", "false"):
             raise self._refusal(f"its host key is not in {files}")
-        if self._files:
-            _append_line(Path(self._files[0]), f"{self._name} {kind} {text}")
+        if self._own:
+            _append_line(Path(self._own[0]), f"{self._name} {kind} {text}")
 
     def _refusal(self, cause: str) -> HostUnreachable:
         return HostUnreachable(_STEP, cause, host=self._host)
@@ -232,6 +227,12 @@ class _KnownHosts:
             for line in found.stdout.decode("utf-8", "replace").splitlines():
                 if line and not line.startswith("#"):
                     yield line.split()
+
+
+def _files(options: dict[str, list[str]], option: str) -> list[str]:
+    """The files an option names; "none" is none."""
+    words = (file for value in options.get(option, []) for file in value.split())
+    return [os.path.expanduser(file) for file in words if file != "none"]
 
 
 def _append_line(file: Path, line: str) -> None:

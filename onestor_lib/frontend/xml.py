@@ -6,16 +6,12 @@ is part of every action.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from onestor_lib.agent.errors import InvalidInput
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
-
-# A document type behind whatever may stand before it: byte order mark, declarations, comments.
-_DOCTYPE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|<\?.*?\?>|<!--.*?-->)*<!DOCTYPE", re.DOTALL)
 
 
 class Element:
@@ -50,7 +46,7 @@ def parse(text: bytes, what: str) -> Element:
 
     step = f"read {what}"
     # Before anything is parsed: entities in attributes are expanded whatever one asks for.
-    if _DOCTYPE.match(text):
+    if _has_doctype(text):
         raise InvalidInput(step, "document types and entities are refused")
     parser = etree.XMLParser(
         encoding="utf-8",  # whatever the document says of itself, or the check could be deceived
@@ -64,3 +60,20 @@ def parse(text: bytes, what: str) -> Element:
         return Element(etree.fromstring(text, parser))
     except (etree.XMLSyntaxError, ValueError) as error:
         raise InvalidInput(step, f"it is not XML: {error}") from None
+
+
+def _has_doctype(text: bytes) -> bool:
+    """Whether a document type stands before the root element, behind declarations and comments."""
+    position = 3 if text.startswith(b"\xef\xbb\xbf") else 0  # byte order mark
+    while True:
+        while text[position : position + 1] in (b" ", b"\t", b"\r", b"\n"):
+            position += 1
+        for start, end in ((b"<?", b"?>"), (b"<!--", b"-->")):
+            if text.startswith(start, position):
+                found = text.find(end, position + len(start))
+                if found < 0:
+                    return False  # no XML at all, as the parser will say
+                position = found + len(end)
+                break
+        else:
+            return text.startswith(b"<!DOCTYPE", position)

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 import xmlrpc.server
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from onestor_lib.frontend.services.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
+build_bundle = bundle.build.__wrapped__  # anew each time
 TOO_LONG = 30  # seconds after which a test counts as waiting for ever
 
 
@@ -119,30 +121,41 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def changed_bundle(module: str, old: str, new: str) -> bytes:
+    """The agent's code with one place changed."""
+    content = json.loads(zlib.decompress(build_bundle()))
+    assert content["modules"][module].count(old) == 1
+    content["modules"][module] = content["modules"][module].replace(old, new)
+    return zlib.compress(json.dumps(content).encode("ascii"), 1)
+
+
 @dataclass
 class Agents:
     """Starts agents on this machine, and collects what they log."""
 
     hosts: Hosts
     logged: io.StringIO
+    crash_note: Path
 
     @contextlib.contextmanager
     def start(self, crash_at: str = "") -> Iterator[AgentClient]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(crashpoints.VARIABLE, crash_at)
-            bundle.build.cache_clear()  # the crash point travels with the code
-            try:
-                with self.hosts.local_agent() as agent:
-                    yield agent
-            finally:
-                bundle.build.cache_clear()
+            # The crash point travels with the code, and so does where it is noted.
+            code = changed_bundle(
+                "onestor_lib.agent.crashpoints", f'Path("{crashpoints.NOTE}")',
+                f"Path({str(self.crash_note)!r})",
+            )  # fmt: skip
+            patch.setattr(bundle, "build", lambda: code)
+            with self.hosts.local_agent() as agent:
+                yield agent
 
 
 @pytest.fixture
-def agents() -> Agents:
+def agents(crash_note: Path) -> Agents:
     logged = io.StringIO()
     settings = config.Settings(config.TM_ATTRIBUTES, {})
-    return Agents(Hosts(settings, Log("test", stderr=logged)), logged)
+    return Agents(Hosts(settings, Log("test", stderr=logged)), logged, crash_note)
 
 
 @pytest.fixture
@@ -160,15 +173,15 @@ def payload(monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 
 @pytest.fixture
-def crashed() -> Iterator[Callable[[], list[str]]]:
+def crash_note(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where processes of this test note the crash point they die at: nobody else's file."""
+    return tmp_path_factory.mktemp("crash") / "note"
+
+
+@pytest.fixture
+def crashed(crash_note: Path) -> Callable[[], list[str]]:
     """The crash points at which processes have died in this test."""
-
-    def read() -> list[str]:
-        return crashpoints.NOTE.read_text().split() if crashpoints.NOTE.exists() else []
-
-    crashpoints.NOTE.unlink(missing_ok=True)
-    yield read
-    crashpoints.NOTE.unlink(missing_ok=True)
+    return lambda: crash_note.read_text().split() if crash_note.exists() else []
 
 
 @contextlib.contextmanager

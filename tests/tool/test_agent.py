@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from onestor_lib.agent import channel, client
+from onestor_lib.agent import channel, client, process
 from onestor_lib.agent.client import AgentClient, ProcessStream
 from onestor_lib.agent.errors import (
     HostUnreachable,
@@ -27,7 +27,7 @@ from onestor_lib.agent.errors import (
     Superseded,
 )
 from onestor_lib.frontend import bundle, openssh
-from tests.tool.conftest import Agents, is_alive, listing, wait_until
+from tests.tool.conftest import Agents, changed_bundle, is_alive, listing, wait_until
 
 ARGV = openssh.local_agent_argv()
 
@@ -47,14 +47,6 @@ def start_and_end(argv: list[str]) -> None:
 def pid_of(agent: AgentClient) -> int:
     assert isinstance(agent._stream, ProcessStream)
     return agent._stream._process.pid
-
-
-def changed_bundle(module: str, old: str, new: str) -> bytes:
-    """The agent's code with one place changed."""
-    content = json.loads(zlib.decompress(bundle.build()))
-    assert content["modules"][module].count(old) == 1
-    content["modules"][module] = content["modules"][module].replace(old, new)
-    return zlib.compress(json.dumps(content).encode())
 
 
 def run(agent: AgentClient, *argv: str, timeout: float = 30.0) -> Any:
@@ -191,8 +183,17 @@ class TestCalls:
     def test_K3_large_arguments_and_results(self, agent: AgentClient) -> None:
         with pytest.raises(OnestorError, match="not installed"):
             run(agent, "no-such-program", "x" * (4 << 20))
-        text = run(agent, "sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x")["stdout"]
-        assert len(text) == 3_000_000
+        text = run(agent, "sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x")["stdout"]
+        assert len(text) == 1_000_000
+
+    def test_K4_endless_output_is_cut_before_it_is_too_much_for_an_answer(
+        self, agent: AgentClient
+    ) -> None:
+        """Each of these bytes is six of JSON."""
+        text = run(agent, "head", "-c", "3000000", "/dev/zero")["stdout"]
+        assert process.MAX_STDOUT <= len(text) <= process.MAX_STDOUT + (1 << 16)
+        assert text.strip("\0") == ""
+        assert run(agent, "echo", "still in step")["stdout"] == "still in step\n"
 
 
 class TestEnd:

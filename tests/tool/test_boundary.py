@@ -322,6 +322,28 @@ class TestFailures:
         assert listing(fe.remotes) == before
 
 
+@pytest.mark.parametrize(("state", "kept"), [("6", False), ("9", False), ("3", True)])
+def test_trap17_the_front_end_s_copy_goes_though_the_host_is_dead(
+    fe: FrontEnd, oned: Oned, state: str, kept: bool
+) -> None:
+    """A stopped VM is deleted: oned names its last host, its files are here."""
+    programs = fe.root / "bin"
+    programs.mkdir()
+    ssh = programs / "ssh"
+    ssh.write_text("#!/bin/sh\nprintf 'hostname 127.0.0.1\\nport 1\\nuser nobody\\n'\n")
+    ssh.chmod(0o755)
+    fe.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+    draw(fe.system / "7" / "disk.0", "A")
+    oned.answers["vm", 7] = vm().replace("<STATE>3", f"<STATE>{state}")
+    for _ in range(2):
+        done = fe.run("tm", "delete", f"elsewhere:{fe.system}/7", "7", "100")
+        assert "elsewhere: " in one_line(done, errors.HostUnreachable)
+        assert (fe.system / "7" / "disk.0").exists() is kept
+    done = fe.run("tm", "delete", f"elsewhere:{fe.system}/7/disk.0", "7", "100")
+    one_line(done, errors.HostUnreachable)
+    assert (fe.system / "7").exists() is kept
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_H3_K15_an_interrupted_action_leaves_nothing(
     fe: FrontEnd, oned: Oned, signum: signal.Signals

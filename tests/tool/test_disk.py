@@ -12,11 +12,20 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import crashpoints, errors, locks, publish, qemu_img, vm_directory
+from onestor_lib.agent import (
+    crashpoints,
+    errors,
+    locks,
+    publish,
+    qemu_img,
+    transfer,
+    vm_directory,
+)
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import (
     CommandFailed,
     HostUnreachable,
+    InvalidInput,
     LockTimeout,
     NoSpace,
     OnestorError,
@@ -29,6 +38,7 @@ from onestor_lib.agent.operations import disk as operations
 from onestor_lib.agent.operations import image as images
 from onestor_lib.agent.operations import transfer as transfers
 from onestor_lib.agent.server import Call, Server
+from onestor_lib.frontend import openssh
 from tests.tool.conftest import (
     MB,
     Agents,
@@ -75,6 +85,7 @@ class Placing:
         }  # fmt: skip
         self.questions: list[str] = []
         self.then: Callable[[str], None] = lambda item: None
+        self.other_host = False
 
     def with_snapshots(self) -> Placing:
         self.options["record"]["action"] = "ln"
@@ -88,6 +99,11 @@ class Placing:
         self.then(item)
         if item != "wanted":
             source = self.image if item == "disk" else Path(f"{self.image}.snap", item)
+            if self.other_host:
+                return transfer.send(
+                    source, openssh.local_agent_argv(), host="host1", stall=10.0,
+                    temporary=question["temporary"], on_progress=lambda done, total: None,
+                )  # fmt: skip
             try:
                 transfers.copy_here(
                     LocalCall(self.answer), path=str(source), temporary=question["temporary"],
@@ -185,6 +201,68 @@ def test_C3_C4_the_guest_sees_the_size_asked_for(
     assert placing.names == COMPLETE
 
 
+@pytest.mark.usefixtures("payload")
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+@pytest.mark.parametrize("grow_to", [0, 10])
+def test_C4_SPARSE_NO_fills_the_holes_that_a_transfer_keeps(
+    placing: Placing, image_format: str, grow_to: int
+) -> None:
+    placing.image.unlink()
+    (draw if image_format == "raw" else qcow2)(placing.image, "A0-B")
+    placing.other_host = True
+
+    def look(item: str) -> None:
+        if item == "wanted":
+            for name in temporaries(placing.disk.parent):
+                sizes.append(allocated(placing.disk.parent / name))
+
+    sizes: list[int] = []
+    placing.then = look
+    placing.options |= {"image_format": image_format, "sparse": False, "grow_to": grow_to * MB}
+    placing.run_here()
+    expected = max(grow_to, 4) * MB
+    assert allocated(placing.disk) >= expected
+    assert max(sizes) >= expected, "before the last question: what can fail has been done by then"
+    assert info(placing.disk)["virtual-size"] == expected
+    run_qemu_img(
+        "compare", "-f", image_format, "-F", image_format, str(placing.image), str(placing.disk)
+    )
+
+
+@pytest.mark.usefixtures("payload")
+def test_C4_a_transfer_keeps_holes(placing: Placing) -> None:
+    placing.other_host = True
+    placing.run_here()
+    assert placing.disk.read_bytes() == placing.image.read_bytes()
+    assert allocated(placing.disk) < 4 * MB
+
+
+@pytest.mark.parametrize("cluster_size", [512, 4096, 2 * MB])
+def test_C4_SPARSE_NO_keeps_the_cluster_size(placing: Placing, cluster_size: int) -> None:
+    raw = placing.image.rename(placing.image.with_name("raw"))
+    run_qemu_img("convert", "-f", "raw", "-O", "qcow2", "-o", f"cluster_size={cluster_size}",
+                 raw, placing.image)  # fmt: skip
+    placing.options |= {"image_format": "qcow2", "sparse": False, "grow_to": 8 * MB}
+    placing.run_here()
+    assert info(placing.disk)["cluster-size"] == cluster_size
+    assert allocated(placing.disk) >= 8 * MB
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_C4_SPARSE_NO_would_lose_internal_snapshots(placing: Placing, sparse: bool) -> None:
+    placing.image.unlink()
+    qcow2(placing.image, "A-")
+    run_qemu_img("snapshot", "-c", "before the update", placing.image)
+    placing.options |= {"image_format": "qcow2", "sparse": sparse}
+    if sparse:
+        placing.run_here()
+        assert [each["name"] for each in info(placing.disk)["snapshots"]] == ["before the update"]
+        return
+    with pytest.raises(InvalidInput, match=r"^allocate disk .*SPARSE=NO, .*internal snapshots"):
+        placing.run_here()
+    assert placing.names == []
+
+
 def test_trap35_C7_a_raw_disk_is_never_probed(placing: Placing) -> None:
     """A guest may write a qcow2 header with any backing file into its raw disk."""
     run_qemu_img("create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname",
@@ -257,7 +335,7 @@ class TestLeftovers:
         if record is not None:
             vm_directory.record_path(placing.disk).write_bytes(record)
         placing.run_here()
-        asides = {name for name in placing.names if name.endswith(".leftover")}
+        asides = {name for name in placing.names if name.endswith(".unknown")}
         assert {name.split("Z-")[0].rpartition(".")[0] for name in asides} == {
             "100/7/.disk.0", "100/7/.disk.0.snap"
         }  # fmt: skip
@@ -340,10 +418,28 @@ class TestFailures:
         with pytest.raises(OSError, match=f"{step} failed"):
             placing.run_here()
 
+    @pytest.mark.parametrize(
+        "error",
+        [FileNotFoundError(errno.ENOENT, "gone", "/x"), errors.Missing("send", "gone", path="/x")],
+    )
+    def test_trap8_what_is_missing_elsewhere_is_not_taken_for_a_deletion(
+        self, placing: Placing, error: Exception
+    ) -> None:
+        """The directory is still there: the real cause has to be told."""
+
+        def fail(now: str) -> None:
+            if now == "wanted":
+                raise error
+
+        placing.then = fail
+        with pytest.raises(type(error), match="gone") as failure:
+            placing.run_here()
+        assert failure.value is error
+
     def test_C6_a_failing_tool_names_its_step(
         self, placing: Placing, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        placing.options |= {"image_format": "qcow2"}
+        placing.options |= {"image_format": "qcow2", "grow_to": MB}
         placing.image.unlink()
         placing.image.write_bytes(
             b"QFI\xfb" + bytes(3) + b"\3" + bytes(12) + b"\0\0\0\x10" + bytes(400)
@@ -383,11 +479,11 @@ class TestFailures:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), Terminated()])
-def test_C3_a_late_failure_leaves_all_or_nothing(
+def test_C3_a_late_failure_leaves_everything_together(
     placing: Placing, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """The disk has its name already: its snapshots must not be missing then."""
-    before = placing.with_snapshots().names
+    placing.with_snapshots()
     sync_dir = publish.sync_dir
 
     def fail_late(path: Path) -> None:
@@ -398,7 +494,87 @@ def test_C3_a_late_failure_leaves_all_or_nothing(
     monkeypatch.setattr(publish, "sync_dir", fail_late)
     with pytest.raises(type(error)):
         placing.run_here()
-    assert placing.names in (before, WITH_SNAPSHOTS)
+    assert placing.names == WITH_SNAPSHOTS
+    assert vm_directory.read_record(placing.disk) == placing.options["record"]
+    monkeypatch.undo()
+    placing.options["retry"] = True
+    placing.run_here()
+    assert placing.names == WITH_SNAPSHOTS, "the next try knows its own"
+
+
+UNKNOWN = "what the guest wrote"
+
+
+def plant_unknown(placing: Placing) -> None:
+    """A disk with a snapshot nobody can account for, where the new disk shall be."""
+    for path in (placing.disk, placing.disk.with_name("disk.0.snap") / "0"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(UNKNOWN)
+
+
+def set_aside(placing: Placing) -> list[str]:
+    """The contents of what has been set aside."""
+    asides = placing.disk.parent.glob(".disk.0*.unknown")
+    files = [aside / "0" if aside.is_dir() else aside for aside in asides]
+    return [file.read_text() for file in files]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), Terminated()])
+@pytest.mark.parametrize("action", ["clone", "ln"])
+def test_C14_a_late_failure_does_not_bring_the_unknown_back(
+    placing: Placing, monkeypatch: pytest.MonkeyPatch, action: str, error: BaseException
+) -> None:
+    """Its name has a new owner by then; and the next try, which replaces that, must not find it."""
+    if action == "ln":
+        placing.with_snapshots()
+    plant_unknown(placing)
+    sync_dir = publish.sync_dir
+
+    def fail_late(path: Path) -> None:
+        sync_dir(path)
+        if path == placing.disk.parent and placing.disk.exists():
+            assert placing.disk.read_bytes() == placing.image.read_bytes()
+            raise error
+
+    with monkeypatch.context() as patched, pytest.raises(type(error)):
+        patched.setattr(publish, "sync_dir", fail_late)
+        placing.run_here()
+    expected = COMPLETE if action == "clone" else WITH_SNAPSHOTS
+    for retry in (True, True, False):
+        assert set_aside(placing) == [UNKNOWN, UNKNOWN]
+        assert [name for name in placing.names if ".unknown" not in name] == expected
+        assert placing.disk.read_bytes() == placing.image.read_bytes()
+        assert vm_directory.read_record(placing.disk) == placing.options["record"]
+        placing.options["retry"] = retry
+        if retry or action == "clone":
+            placing.run_here()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), Terminated()])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(vm_directory, "write_record"), (vm_directory, "mark_monitored"), (publish, "_link")],
+)
+def test_C14_a_failure_before_the_name_brings_the_unknown_back(
+    placing: Placing, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: BaseException
+) -> None:
+    placing.with_snapshots()
+    plant_unknown(placing)
+    before = placing.names
+    real = getattr(module, name)
+
+    def fail(*arguments: Any) -> Any:
+        if module is publish and arguments[1] != placing.disk:
+            return real(*arguments)  # a snapshot
+        raise error
+
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(type(error)):
+        placing.run_here()
+    ours = ("100/.monitor", "100/7/.disk.0.lock")  # of the datastore, and of whoever comes next
+    assert [each for each in placing.names if each not in ours] == before
+    assert placing.disk.read_text() == UNKNOWN
+    assert (placing.disk.with_name("disk.0.snap") / "0").read_text() == UNKNOWN
 
 
 @pytest.mark.parametrize("item", ["disk", "9", "wanted"])
@@ -478,7 +654,7 @@ def test_A6_K18_placing_killed_and_repeated(
     assert temporaries(placing.root) == []
     assert placing.disk.read_bytes() == placing.image.read_bytes()
     assert vm_directory.read_record(placing.disk) == record
-    kept = [name for name in placing.names if ".leftover" not in name]
+    kept = [name for name in placing.names if ".unknown" not in name]
     assert kept == WITH_SNAPSHOTS
     if retry:
         assert kept == placing.names, "our own leftovers are replaced, not set aside"

@@ -242,9 +242,9 @@ class TestFormats:
         draw(importing.file, "A")
         importing.options["wanted_format"] = "qcow2"
         importing.run()
-        qemu_img.grow(importing.image, "qcow2", 2 * MB, allocate=False, step="x")
-        assert [argv[1] for argv in calls] == ["convert", "info", "resize"]
-        assert all("-f" in argv for argv in calls) and "-O" in calls[0]
+        qemu_img.grow(importing.image, "qcow2", 2 * MB, step="x")
+        assert [argv[1] for argv in calls] == ["info", "convert", "resize"]
+        assert all("-f" in argv for argv in calls) and "-O" in calls[1]
 
 
 class TestRules:
@@ -507,6 +507,20 @@ class TestDescribe:
         draw(importing.file, "A")
         with pytest.raises(InvalidInput, match="not a qcow2 image"):
             self.describe(importing.file, "qcow2")
+
+    @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+    @pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
+    def test_odd_files_do_not_hang(
+        self, importing: Importing, kind: str, image_format: str
+    ) -> None:
+        if kind == "fifo":
+            os.mkfifo(importing.image)
+        elif kind == "directory":
+            importing.image.mkdir()
+        else:
+            importing.image.symlink_to("/dev/zero")
+        with pytest.raises(InvalidInput, match=f"{importing.image}: not a regular file"):
+            self.describe(importing.image, image_format)
 
     def test_H28_a_missing_image_is_named(self, importing: Importing) -> None:
         with pytest.raises(Missing, match=f"read image {importing.image}: no such file"):

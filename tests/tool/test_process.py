@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from onestor_lib.agent import process
-from onestor_lib.agent.errors import CommandFailed
+from onestor_lib.agent.errors import CommandFailed, Terminated
 from onestor_lib.agent.process import Limits, run
 from tests.tool.conftest import ROOT, is_alive, wait_until
 
@@ -75,6 +76,69 @@ def test_K7_stragglers_of_a_program_that_ended_end_too(tmp_path: Path) -> None:
     assert run(["sh", "-c", f"sleep 60 & echo $! >{note}"], timeout=5).ok
     assert time.monotonic() - begin < 4, "the open pipe of a background process holds nobody up"
     wait_until(lambda: not is_alive(int(note.read_text())))
+
+
+def test_K7_a_number_is_given_back_only_when_nobody_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A group is killed by the number of its leader: that must not be somebody else's by then."""
+    states: list[bool] = []
+    killpg = os.killpg
+
+    def look(group: int, signum: int) -> None:
+        states.append(Path(f"/proc/{group}/stat").exists())
+        killpg(group, signum)
+
+    monkeypatch.setattr(os, "killpg", look)
+    monkeypatch.setattr(process, "LINGER", 0.3)
+    assert run(["true"], timeout=5).ok
+    assert run(["sh", "-c", "trap '' TERM; sleep 60"], timeout=0.2).timed_out
+    assert states and all(states)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_K7_a_caller_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(Terminated):
+            run(["sh", "-c", f"echo $$ >{note}; exec sleep 60"], timeout=60)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not is_alive(int(note.read_text()))
+
+
+class TestConnection:
+    # Nobody waits for the program: it ends with its connection.
+    pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
+
+    def test_what_is_sent_and_received(self) -> None:
+        with process.connection(["tr", "a-z", "A-Z"]) as connected:
+            connected.settimeout(10)
+            connected.sendall(b"hello")
+            connected.shutdown(socket.SHUT_WR)
+            assert connected.recv(100) == b"HELLO"
+            assert connected.recv(100) == b"", "its end is the end"
+
+    def test_a_program_that_says_nothing(self) -> None:
+        with process.connection(["sh", "-c", "echo trouble >&2; exit 1"]) as connected:
+            connected.settimeout(10)
+            assert connected.recv(100) == b""
+
+    def test_it_ends_with_the_connection(self, tmp_path: Path) -> None:
+        note = tmp_path / "pid"
+        argv = ["sh", "-c", f"echo $$ >{note}; exec cat"]
+        with process.connection(argv) as connected:
+            wait_until(lambda: note.exists() and note.read_text().strip())
+            assert is_alive(int(note.read_text()))
+            connected.settimeout(10)
+        wait_until(lambda: not is_alive(int(note.read_text())))
 
 
 def test_K7_a_killed_caller_takes_its_program_along(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from onestor_lib.agent import crashpoints, publish
 final, point, replace = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
 crashpoints.choose(point)
+crashpoints.NOTE = Path(sys.argv[4])
 with publish.Temporary(final) as temporary:
     temporary.path.write_text("complete")
     print("created", flush=True)
@@ -28,9 +29,11 @@ with publish.Temporary(final) as temporary:
 """
 
 
-def publisher(final: Path, point: str = "", *, replace: bool = False) -> subprocess.Popen[str]:
+def publisher(
+    final: Path, point: str = "", *, replace: bool = False, note: str | Path = os.devnull
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PUBLISHER, str(final), point, str(replace)],
+        [sys.executable, "-c", PUBLISHER, str(final), point, str(replace), str(note)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
     )  # fmt: skip
 
@@ -38,7 +41,11 @@ def publisher(final: Path, point: str = "", *, replace: bool = False) -> subproc
 @pytest.mark.parametrize("replace", [True, False])
 @pytest.mark.parametrize("point", [p for p in crashpoints.POINTS if p.startswith("publish.")])
 def test_A2_A10_a_final_name_is_old_or_complete_after_a_crash(
-    tmp_path: Path, crashed: Callable[[], list[str]], point: str, replace: bool
+    tmp_path: Path,
+    crash_note: Path,
+    crashed: Callable[[], list[str]],
+    point: str,
+    replace: bool,
 ) -> None:
     if point == "publish.linked":
         replace = False
@@ -47,7 +54,7 @@ def test_A2_A10_a_final_name_is_old_or_complete_after_a_crash(
     final = tmp_path / "disk.0"
     if replace:
         final.write_text("old")
-    process = publisher(final, point, replace=replace)
+    process = publisher(final, point, replace=replace, note=crash_note)
     process.communicate("\n")
     assert process.returncode == -signal.SIGKILL
     assert crashed() == [point]

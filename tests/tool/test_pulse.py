@@ -27,7 +27,6 @@ def test_A8_a_transfer_that_takes_longer_than_the_pulse(
         openssh.local_agent_argv(),
         host="here",
         temporary=str(target),
-        sparse=True,
         stall=10.0,
         on_progress=lambda done, total: None,
     )

@@ -31,6 +31,13 @@ def test_L12_defaults_need_no_file(tmp_path: Path) -> None:
     assert config.load("datastore", tmp_path).words("SAFE_DIRS") == ["/var/tmp"]
 
 
+def test_both_files_say_how_hosts_are_reached(tmp_path: Path) -> None:
+    for kind in config.FILES:
+        settings = config.load(kind, tmp_path)
+        assert settings.seconds("CONNECT_TIMEOUT") == 10.0
+        assert settings.program("HOST_PYTHON") == "python3"
+
+
 @pytest.mark.parametrize("kind", sorted(config.FILES))
 def test_every_default_is_a_legal_value(kind: str) -> None:
     settings = Settings(config.FILES[kind][1], {})

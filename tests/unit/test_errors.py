@@ -18,12 +18,14 @@ FAMILY = [errors.OnestorError, *errors.OnestorError.__subclasses__()]
 @given(st.text())
 @example("- \n-x")
 @example("\ud800 from a file name that is not UTF-8")
+@example("INFO: 5 x")
+@example("- ERROR:WARN:\n-DEBUG: INFO: 5")
 @example("\x9b31m a terminal's escape in one character")
 def test_K6_one_line_is_one_printable_line_that_oned_shows(text: str) -> None:
     line = errors.one_line(text)
     assert len(line.splitlines()) <= 1
     assert not [c for c in line if unicodedata.category(c) in ("Cc", "Cs")]
-    assert not line.startswith(("-", " "))
+    assert not line.startswith(("-", " ", "ERROR:", "WARN:", "INFO:", "DEBUG:"))
     assert len(line) <= errors.MAX_LINE
     line.encode("utf-8")
 
@@ -31,6 +33,18 @@ def test_K6_one_line_is_one_printable_line_that_oned_shows(text: str) -> None:
 def test_one_line_keeps_the_beginning_of_a_long_text() -> None:
     assert errors.one_line("x" * 2000) == "x" * 997 + "..."
     assert errors.one_line("a\n\tb\x00 c ") == "a b c"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("INFO: 5 x", "5 x"), ("ERROR:5", "5"), ("-WARN: - DEBUG:\n12 x", "12 x"), ("INFO:", ""),
+        ("copy: INFO: 5", "copy: INFO: 5"), ("INFORMATION: 5", "INFORMATION: 5"),
+        ("info: 5", "info: 5"), ("FATAL: 5", "FATAL: 5"),
+    ],
+)  # fmt: skip
+def test_trap1_a_severity_of_others_never_leads(text: str, line: str) -> None:
+    assert errors.one_line(text) == line
 
 
 def test_K5_the_line_says_step_host_path_and_cause() -> None:

@@ -33,6 +33,10 @@ class Sparse:
         self.fd = os.open(path, os.O_RDWR)
 
 
+def not_supported(*arguments: object) -> NoReturn:
+    raise OSError(errno.EXDEV, "")
+
+
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[list[Sparse]]:
     files: list[Sparse] = []
@@ -83,11 +87,7 @@ def test_C4_copies_are_identical_and_keep_or_fill_holes(
     source, target = Sparse(tmp_path / "s", pattern, b"tail"), Sparse(tmp_path / "t", "")
     opened += [source, target]
     if kernel == "cannot copy":
-
-        def copy_file_range(*arguments: object) -> NoReturn:
-            raise OSError(errno.EXDEV, "")
-
-        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+        monkeypatch.setattr(os, "copy_file_range", not_supported)
     extents.copy(source.fd, target.fd, source.size, sparse=sparse)
     assert target.path.read_bytes() == source.path.read_bytes()
     holes = pattern.count("-") * BLOCK
@@ -115,11 +115,35 @@ def test_errors_other_than_not_supported_are_raised(
         extents.reflink(source.fd, target.fd)
 
 
-def test_a_source_that_became_shorter_ends_the_copy(tmp_path: Path, opened: list[Sparse]) -> None:
-    source, target = Sparse(tmp_path / "s", "A"), Sparse(tmp_path / "t", "")
+@pytest.mark.parametrize("kernel", ["copies", "cannot copy"])
+def test_a_source_that_became_shorter_ends_the_copy(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    source, target = Sparse(tmp_path / "s", "AB"), Sparse(tmp_path / "t", "")
     opened += [source, target]
-    extents._read_and_write(source.fd, target.fd, 0, 2 * BLOCK)
-    assert target.path.stat().st_size == BLOCK
+    if kernel == "cannot copy":
+        monkeypatch.setattr(os, "copy_file_range", not_supported)
+
+    def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+        os.truncate(source.path, BLOCK)  # just after its extents were looked up
+        yield 0, size
+
+    monkeypatch.setattr(extents, "data", data)
+    with pytest.raises(OSError, match="became shorter") as failure:
+        extents.copy(source.fd, target.fd, source.size, sparse=False)
+    assert failure.value.errno == errno.EIO
+
+
+def test_A22_a_kernel_that_says_it_copied_nothing(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """copy_file_range(2) gives 0 at the end of a file, and on some file systems before it."""
+    source, target = Sparse(tmp_path / "s", "A-BC", b"tail"), Sparse(tmp_path / "t", "")
+    opened += [source, target]
+    monkeypatch.setattr(os, "copy_file_range", lambda *arguments: 0)
+    extents.copy(source.fd, target.fd, source.size, sparse=True)
+    assert target.path.read_bytes() == source.path.read_bytes()
+    assert target.path.stat().st_blocks * 512 <= 3 * BLOCK + 4096
 
 
 @given(st.binary(max_size=100), st.integers(0, 120), st.integers(0, 120))

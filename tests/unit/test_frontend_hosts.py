@@ -1,4 +1,4 @@
-"""How hosts are reached: the code that is sent, command lines of ssh, host keys."""
+"""How hosts are reached: the code that is sent, command lines. Host keys: tests/tool."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import paramiko
 import pytest
 
 from onestor_lib.agent import client, crashpoints, process
@@ -87,43 +86,70 @@ def test_what_ssh_config_says(monkeypatch: pytest.MonkeyPatch) -> None:
         openssh.resolve("h2")
 
 
-class TestHostKeys:
-    @pytest.fixture
-    def key(self) -> paramiko.PKey:
-        return paramiko.ECDSAKey.generate()
+@pytest.mark.parametrize(
+    ("step", "cause", "dropped"),
+    [
+        ("start the agent", "kex_exchange_identification: Connection closed by remote host", True),
+        ("start the agent from a to", "x; Connection reset by 10.0.0.1 port 22 (ssh: 255)", True),
+        ("start the agent from a to", "Connection closed by 10.0.0.1 port 22", True),
+        ("start the agent from a to", "Host key verification failed.", False),
+        ("start the agent from a to", "Permission denied (publickey).", False),
+        ("receive from a to", "Connection reset by 10.0.0.1 port 22", False),
+    ],
+)
+def test_connections_that_sshd_dropped(step: str, cause: str, dropped: bool) -> None:
+    """Only before anything was done may one try again without counting."""
+    assert openssh.was_dropped(HostUnreachable(step, cause, host="h1")) is dropped
 
-    @staticmethod
-    def meet(strict: str, file: Path, key: paramiko.PKey) -> None:
-        revoked = ssh._revoked([str(file)])
-        policy = ssh._Policy(strict, [str(file)], revoked)
-        policy.missing_host_key(paramiko.SSHClient(), "h1", key)
 
-    @pytest.mark.parametrize("strict", ["yes", "ask", "true", "odd"])
-    def test_an_unknown_key_is_refused(
-        self, tmp_path: Path, key: paramiko.PKey, strict: str
-    ) -> None:
-        with pytest.raises(OSError, match=f"the host key of h1 is not in {tmp_path}/known"):
-            self.meet(strict, tmp_path / "known", key)
-        assert not (tmp_path / "known").exists()
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("proxyjump", "j1", ["-W", "[h1.example]:2222", "--", "ssh://j1"]),
+        (
+            "proxyjump",
+            "ssh://a@j1:7,j2,b@j3:8",
+            ["-J", "a@j1:7,j2", "-W", "[h1.example]:2222", "--", "ssh://b@j3:8"],
+        ),
+        ("proxycommand", "nc %h %p", ["/bin/sh", "-c", "exec nc h1.example 2222"]),
+        ("proxycommand", "x %r@%n %%h %q", ["/bin/sh", "-c", "exec x one@h1 %h %q"]),
+    ],
+)
+def test_ways_to_a_host_that_are_programs(
+    monkeypatch: pytest.MonkeyPatch, option: str, value: str, expected: list[str]
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(process, "connection", started.append)
+    options = {"hostname": ["h1.example"], "port": ["2222"], "user": ["one"], option: [value]}
+    ssh._socket("h1", options, 5.0)
+    (argv,) = started
+    if option == "proxyjump":
+        assert argv[: len(openssh.base_argv())] == openssh.base_argv()
+        argv = argv[len(openssh.base_argv()) :]
+    assert argv == expected
 
-    @pytest.mark.parametrize("strict", ["accept-new", "no", "off", "false"])
-    def test_an_accepted_key_is_one_more_line(
-        self, tmp_path: Path, key: paramiko.PKey, strict: str
-    ) -> None:
-        file = tmp_path / ".ssh" / "known"
-        file.parent.mkdir()
-        file.write_text("# kept as it is\n")
-        for _ in range(2):
-            self.meet(strict, file, key)
-        line = f"h1 {key.get_name()} {key.get_base64()}\n"
-        assert file.read_text() == "# kept as it is\n" + line
-        assert file.stat().st_mode & 0o777 == 0o600
 
-    @pytest.mark.parametrize("strict", ["accept-new", "no", "yes"])
-    def test_a_revoked_key_is_refused_always(
-        self, tmp_path: Path, key: paramiko.PKey, strict: str
-    ) -> None:
-        file = tmp_path / "known"
-        file.write_text(f"@revoked * {key.get_name()} {key.get_base64()}\n")
-        with pytest.raises(paramiko.SSHException, match="revoked"):
-            self.meet(strict, file, key)
+def test_J4_names_are_words_for_the_shell_of_a_proxy_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(process, "connection", started.append)
+    options = {"hostname": ["$(id)"], "user": ["; id"], "proxycommand": ["nc %h %p %r"]}
+    ssh._socket("h1", options, 5.0)
+    assert started[0][2] == "exec nc '$(id)' 22 '; id'"
+
+
+def test_progress_of_a_long_transfer_is_noted_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = hosts()
+    here.log.write_to(tmp_path / "log")
+    now = here._reported
+    for seconds in range(26):
+        monkeypatch.setattr("time.monotonic", lambda: now + seconds)  # noqa: B023
+        here._progress(seconds << 20, 30 << 20)
+    monkeypatch.undo()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line.partition("DEBUG ")[2] for line in lines] == [
+        "test: 11 of 30 MB are through", "test: 22 of 30 MB are through"
+    ]  # fmt: skip

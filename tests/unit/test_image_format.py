@@ -16,9 +16,16 @@ SIZE = 10 << 20
 
 
 def qcow2(
-    *, version: int = 3, backing: int = 0, cluster_bits: int = 16, bits: int = 0, size: int = SIZE
+    *,
+    version: int = 3,
+    backing: int = 0,
+    cluster_bits: int = 16,
+    bits: int = 0,
+    size: int = SIZE,
+    snapshots: int = 0,
 ) -> bytes:
     head = struct.pack(">4sIQIIQ", b"QFI\xfb", version, backing, 8, cluster_bits, size)
+    head = head.ljust(60, b"\0") + struct.pack(">I", snapshots)
     return head.ljust(72, b"\0") + struct.pack(">Q", bits).ljust(200, b"\0")
 
 
@@ -30,6 +37,13 @@ def test_H11_the_size_is_what_a_guest_sees() -> None:
     assert describe(qcow2()) == Description("qcow2", SIZE)
     assert describe(qcow2(version=2, bits=1 << 60)) == Description("qcow2", SIZE)
     assert describe(b"anything else", 4097) == Description("raw", 4097)
+
+
+@pytest.mark.parametrize(("bits", "size"), [(9, 512), (16, 65536), (21, 2 << 20)])
+def test_what_a_qcow2_header_says(bits: int, size: int) -> None:
+    head = qcow2(cluster_bits=bits, snapshots=3)
+    found = image_format.read_qcow2(head, step="stat", path="/i")
+    assert found == image_format.Qcow2(virtual_size=SIZE, cluster_size=size, snapshots=3)
 
 
 @pytest.mark.parametrize("head", [qcow2(backing=512), qcow2(version=2, backing=1), qcow2(bits=4)])

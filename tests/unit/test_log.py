@@ -34,6 +34,9 @@ def test_trap1_never_a_digit_behind_a_severity(severity: str, text: str) -> None
     journal, stderr = make()
     journal.line(severity, text)
     journal.failure(str(OnestorError("copy image", text)))
+    other, plain = make()
+    other.failure(text)
+    assert not LOG_LINE.match(plain.getvalue())
     *lines, last = stderr.getvalue().splitlines()
     assert len(lines) <= 1
     for line in lines:
@@ -80,10 +83,24 @@ def test_K5_the_file_has_everything(tmp_path: Path) -> None:
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[\d+\] "
     for line in (
         "INFO clone: 5 MB sent",
-        "DEBUG clone: first\nsecond",
+        "DEBUG clone: first\n    second",
         "ERROR clone: copy: failed",
     ):
         assert re.search(rf"^{stamp}{line}$", text, re.MULTILINE)
+
+
+def test_lines_of_others_do_not_look_like_entries(tmp_path: Path) -> None:
+    journal, _ = make()
+    file = tmp_path / "onestor.log"
+    journal.write_to(file)
+    entry = "2026-01-01T00:00:00+0000 [1] ERROR clone: made up"
+    for separator in ("\n", "\r\n", "\r", "\x0b", "\x85", "\u2028"):
+        journal.line("DEBUG", f"said{separator}{entry}")
+    journal.line("DEBUG", "")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert [line.strip() for line in lines if line.startswith("    ")] == [entry] * 6
+    assert len([line for line in lines if re.search(r" DEBUG clone: (said)?$", line)]) == 7
+    assert len(lines) == 13
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:

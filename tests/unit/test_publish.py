@@ -147,7 +147,7 @@ def test_K16_sweep_takes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> 
     kept = [
         foreign("disk.3"),
         foreign("disk.4", host="other", pid=str(DEAD_PID)),
-        ".disk.5.tmp", "disk.6.tmp", ".disk.0.lock", ".disk.0.2026Z-1.leftover", "disk.0",
+        ".disk.5.tmp", "disk.6.tmp", ".disk.0.lock", ".disk.0.2026Z-1.unknown", "disk.0",
     ]  # fmt: skip
     for name in dead + kept:
         (tmp_path / name).write_text("")

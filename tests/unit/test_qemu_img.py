@@ -45,17 +45,25 @@ def test_answers_of_another_shape_are_a_failure(programs: Programs, stdout: byte
         qemu_img.virtual_size(A, "raw", step="x")
 
 
-@pytest.mark.parametrize(("allocate", "how"), [(False, []), (True, ["--preallocation=falloc"])])
-def test_C7_grow(programs: Programs, allocate: bool, how: list[str]) -> None:
-    qemu_img.grow(A, "raw", 4096, allocate=allocate, step="x")
-    assert programs.argv == ["qemu-img", "resize", "-q", *how, "-f", "raw", "/d/a", "4096"]
+def test_C7_grow(programs: Programs) -> None:
+    qemu_img.grow(A, "raw", 4096, step="x")
+    assert programs.argv == ["qemu-img", "resize", "-q", "-f", "raw", "/d/a", "4096"]
 
 
 @pytest.mark.parametrize(
-    ("allocate", "how"), [(False, []), (True, ["-o", "preallocation=falloc", "-S", "0"])]
+    ("options", "how"),
+    [
+        ({"allocate": False}, []),
+        ({"allocate": True}, ["-o", "preallocation=falloc", "-S", "0"]),
+        ({"allocate": False, "cluster_size": 4096}, ["-o", "cluster_size=4096"]),
+        (
+            {"allocate": True, "cluster_size": 4096},
+            ["-o", "preallocation=falloc,cluster_size=4096", "-S", "0"],
+        ),
+    ],
 )
-def test_C7_convert(programs: Programs, allocate: bool, how: list[str]) -> None:
-    qemu_img.convert(A, "raw", B, "qcow2", allocate=allocate, step="x", timeout=9)
+def test_C7_convert(programs: Programs, options: dict[str, Any], how: list[str]) -> None:
+    qemu_img.convert(A, "raw", B, "qcow2", step="x", timeout=9, **options)
     formats = ["-f", "raw", "-O", "qcow2"]
     assert programs.argv == ["qemu-img", "convert", "-q", *formats, *how, "/d/a", "/d/b"]
     assert programs.options["timeout"] == 9
@@ -64,7 +72,7 @@ def test_C7_convert(programs: Programs, allocate: bool, how: list[str]) -> None:
 def test_C6_failures_name_their_step(programs: Programs) -> None:
     programs.status = 1
     with pytest.raises(CommandFailed, match=r"^resize disk /d/a: qemu-img: why"):
-        qemu_img.grow(A, "raw", 1, allocate=False, step="resize disk")
+        qemu_img.grow(A, "raw", 1, step="resize disk")
     with pytest.raises(CommandFailed, match=r"^inspect disk /d/a: qemu-img: why"):
         qemu_img.virtual_size(A, "raw", step="inspect disk")
     with pytest.raises(CommandFailed, match=r"^convert image /d/b: qemu-img: why"):

@@ -17,7 +17,7 @@ from onestor_lib.agent.errors import (
     Superseded,
     TransferFailed,
 )
-from onestor_lib.frontend import arguments, config, oned, xml
+from onestor_lib.frontend import arguments, config, oned, retry, xml
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.message import Message
 from onestor_lib.frontend.services import disks, images, transfer
@@ -223,7 +223,8 @@ class TestBring:
         assert self.bring(source) == (5, "")
         ((operation, arguments),) = source.calls
         assert operation == "transfer.send"
-        assert (arguments["host"], arguments["stall"], arguments["sparse"]) == ("h1", 9.0, False)
+        assert (arguments["host"], arguments["stall"]) == ("h1", 9.0)
+        assert "sparse" not in arguments, "a transfer keeps holes; they are filled where it ends"
         assert arguments["argv"][0] == "ssh"
 
     def test_A24_on_one_host_no_network_is_used(self) -> None:
@@ -240,6 +241,27 @@ class TestBring:
         with pytest.raises(HostUnreachable):
             self.bring(source)
         assert len(source.calls) == 2, "retries are bounded (K8)"
+
+    DROPPED = "kex_exchange_identification: Connection closed by remote host (ssh: status 255)"
+
+    def test_connections_that_sshd_drops_are_tried_for_a_while(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """MaxStartups of sshd: no failure of ours, so neither a try nor a warning."""
+        slept: list[float] = []
+        monkeypatch.setattr("time.sleep", slept.append)
+        dropped = HostUnreachable("start the agent from fe to", self.DROPPED, host="h1")
+        source = Source("fe", *[dropped] * 5, TransferFailed("send", "cut", host="h1"), dropped)
+        assert self.bring(source) == (5, "WARN: clone: send h1: cut; trying again\n")
+        assert len(slept) == 6 and sum(slept) > 1
+
+    def test_K8_but_not_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retry, "pauses", lambda: iter([0.0, 0.0]))
+        dropped = HostUnreachable("start the agent from fe to", self.DROPPED, host="h1")
+        source = Source("fe", *[dropped] * 9)
+        with pytest.raises(HostUnreachable, match="start the agent from fe to h1: kex_exchange"):
+            self.bring(source)
+        assert len(source.calls) == 3
 
     def test_what_will_not_pass_is_not_repeated(self) -> None:
         source = Source("fe", NoSpace("receive", "full"))

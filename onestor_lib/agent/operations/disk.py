@@ -182,14 +182,14 @@ def _settle(
         return os.path.lexists(disk)
     for path in here:
         aside = vm_directory.set_aside(path)
-        undo.callback(_restore, aside, path)
+        undo.callback(_restore, aside, path, disk)
         call.log("WARN", f"{path} was there before and is not known: now {aside.name}")
     return False
 
 
-def _restore(aside: Path, path: Path) -> None:
-    """Give back its name to what was set aside, unless the new disk has it already."""
-    if not os.path.lexists(path):
+def _restore(aside: Path, path: Path, disk: Path) -> None:
+    """Give back its name to what was set aside, unless the new disk is in place already."""
+    if not os.path.lexists(disk) and not os.path.lexists(path):
         aside.rename(path)
 
 
