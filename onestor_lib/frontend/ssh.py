@@ -184,17 +184,15 @@ class _KnownHosts:
         self._strict = options.get("stricthostkeychecking", ["ask"])[0]
         self._own = _files(options, "userknownhostsfile")
         self._files = self._own + _files(options, "globalknownhostsfile")
-        self._keys: set[tuple[str, str]] = set()
         self._revoked: set[str] = set()
-        for words in self._lines():
-            if words[0] == "@revoked" and len(words) > 3:
-                self._revoked.add(words[3])
-            elif not words[0].startswith("@") and len(words) > 2:
-                self._keys.add((words[1], words[2]))
+        self._keys = self._look_up(self._name)
+        # ssh(1), too, is content with a key that is known under the name without the port.
+        bare = not self._keys and self._name.startswith("[")
+        self._accepted = self._look_up(name) if bare else self._keys
 
     def prefer(self, key_types: Sequence[str]) -> tuple[str, ...]:
         """Key types in the order to ask for them: those we know a key of come first."""
-        known = {kind for kind, _ in self._keys}
+        known = {kind for kind, _ in self._accepted}
         if "ssh-rsa" in known:
             known |= {"rsa-sha2-512", "rsa-sha2-256"}  # other signatures by the same key
         return tuple(sorted(key_types, key=lambda kind: kind not in known))
@@ -204,9 +202,9 @@ class _KnownHosts:
         kind, text = key.get_name(), key.get_base64()
         if text in self._revoked:
             raise self._refusal("its host key is revoked")
-        if (kind, text) in self._keys:
+        if (kind, text) in self._accepted:
             return
-        files = " or ".join(self._files)
+        files = " or ".join(self._files) or "any file"
         if self._keys:
             raise self._refusal(f"its host key is not the one in {files}: it may not be that host")
         # "ask" cannot ask: there is nobody.
@@ -218,15 +216,23 @@ class _KnownHosts:
     def _refusal(self, cause: str) -> HostUnreachable:
         return HostUnreachable(_STEP, cause, host=self._host)
 
-    def _lines(self) -> Iterator[list[str]]:
+    def _look_up(self, name: str) -> set[tuple[str, str]]:
+        """Type and text of each key known for ``name``; revoked ones are noted on the way."""
+        keys = set()
         for file in self._files:
-            if not os.access(file, os.R_OK):
+            if not os.path.isfile(file) or not os.access(file, os.R_OK):
                 continue
-            argv = ["ssh-keygen", "-F", self._name, "-f", file]
+            argv = ["ssh-keygen", "-F", name, "-f", file]
             found = process.run(argv, timeout=10.0, step="look up the host key")
+            if found.status not in (0, 1):  # 1: there is none
+                raise self._refusal(f"its host key cannot be looked up: {found.reason}")
             for line in found.stdout.decode("utf-8", "replace").splitlines():
-                if line and not line.startswith("#"):
-                    yield line.split()
+                words = line.split()
+                if words[:1] == ["@revoked"] and len(words) > 3:
+                    self._revoked.add(words[3])
+                elif len(words) > 2 and not words[0].startswith(("#", "@")):
+                    keys.add((words[1], words[2]))
+        return keys
 
 
 def _files(options: dict[str, list[str]], option: str) -> list[str]:
@@ -237,6 +243,8 @@ def _files(options: dict[str, list[str]], option: str) -> list[str]:
 
 def _append_line(file: Path, line: str) -> None:
     """Add a line to a file that other processes append to, too; failing is no failure."""
+    if file.exists() and not file.is_file():
+        return  # /dev/null is a popular one
     with contextlib.suppress(OSError, OnestorError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = file.parent / f".{file.name}.onestor-lock"
@@ -245,9 +253,9 @@ def _append_line(file: Path, line: str) -> None:
             if line in before.splitlines():
                 return
             start = "" if not before or before.endswith("\n") else "\n"
-            with file.open("a", encoding="utf-8") as known:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with open(os.open(file, flags, 0o600), "a", encoding="utf-8") as known:
                 known.write(f"{start}{line}\n")
-            file.chmod(0o600)
 
 
 def _authenticate(transport: paramiko.Transport, host: str, options: dict[str, list[str]]) -> None:
@@ -282,10 +290,14 @@ def _keys(options: dict[str, list[str]]) -> Iterator[paramiko.PKey]:
     only = options.get("identitiesonly", ["no"])[0] == "yes"
     offered = set()
     with contextlib.suppress(paramiko.SSHException, OSError):
-        for key in paramiko.Agent().get_keys():
-            if not only or key.get_base64() in public:
-                offered.add(key.get_base64())
-                yield key
+        ssh_agent = paramiko.Agent()
+        try:
+            for key in ssh_agent.get_keys():
+                if not only or key.get_base64() in public:
+                    offered.add(key.get_base64())
+                    yield key
+        finally:
+            ssh_agent.close()
     for file in files:
         key_of_file = _load(file) if os.access(file, os.R_OK) else None
         if key_of_file is not None and key_of_file.get_base64() not in offered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import struct
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
+from onestor_lib.agent import process
 from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.frontend import ssh
 from tests.tool.conftest import listing, wait_until
@@ -102,13 +104,16 @@ class TestUnknownKeys:
         self, known: KnownHosts, key: paramiko.PKey, strict: str, before: str | None
     ) -> None:
         known.strict = strict
+        mode = 0o600
         if before is not None:
             known.file.write_text(before)
+            mode = 0o644
+            known.file.chmod(mode)
         for _ in range(2):
             known.check(key)
         start = "" if not before or before.endswith("\n") else "\n"
         assert known.file.read_text() == (before or "") + start + entry("h1.example", key)
-        assert known.file.stat().st_mode & 0o777 == 0o600
+        assert known.file.stat().st_mode & 0o777 == mode
         known.strict = "yes"
         known.check(key)
 
@@ -470,3 +475,37 @@ class TestKeysToSignOnWith:
         monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "gone"))
         public = make_key(tmp_path / "key", "ed25519")
         assert self.keys(tmp_path / "key") == [public]
+
+
+class TestOddFiles:
+    def test_no_file_at_all(self, known: KnownHosts, key: paramiko.PKey) -> None:
+        known.options = {"userknownhostsfile": ["none"], "globalknownhostsfile": ["none"]}
+        known.check(key)
+        known.strict = "yes"
+        known.refuses(key, "is not in any file")
+
+    def test_a_device_is_left_alone(self, known: KnownHosts, key: paramiko.PKey) -> None:
+        before = os.stat("/dev/null").st_mode
+        known.options = {"userknownhostsfile": ["/dev/null"]}
+        known.check(key)
+        assert os.stat("/dev/null").st_mode == before
+        assert not os.path.exists("/dev/.null.onestor-lock")
+
+    def test_another_port_and_the_name_without_it(
+        self, known: KnownHosts, key: paramiko.PKey, other: paramiko.PKey
+    ) -> None:
+        """As ssh(1): the same key counts, another one belongs to the other port's server."""
+        known.options = {"port": ["2222"]}
+        known.strict = "yes"
+        known.file.write_text(entry("h1.example", key))
+        known.check(key)
+        known.refuses(other, "is not in")
+
+    def test_A9_a_look_up_that_fails_is_no_unknown_host(
+        self, known: KnownHosts, key: paramiko.PKey, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known.file.write_text(entry("h1.example", key))
+        result = process.Result(("ssh-keygen",), -9, b"", b"", False, 0.0)
+        monkeypatch.setattr(process, "run", lambda argv, **options: result)
+        with pytest.raises(HostUnreachable, match="cannot be looked up"):
+            known.check(key)
