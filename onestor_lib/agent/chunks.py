@@ -20,20 +20,21 @@ def is_zero(block: bytes | bytearray | memoryview) -> bool:
     return block == memoryview(_ZEROS)[: len(block)]
 
 
+def chunk_digest(block: bytes | bytearray | memoryview) -> bytes:
+    """The digest of one chunk; b"" for one of zeros."""
+    return b"" if is_zero(block) else hashlib.sha256(block).digest()
+
+
 class ContentDigest:
-    """Collects chunks in any order and gives the digest over all."""
+    """Folds the digests of chunks, in order, into the digest of content of ``size`` bytes."""
 
-    def __init__(self) -> None:
-        self._chunks: dict[int, bytes] = {}
+    def __init__(self, size: int) -> None:
+        self._whole = hashlib.sha256(struct.pack(">QQ", CHUNK, size))
 
-    def add(self, index: int, block: bytes | bytearray | memoryview) -> None:
-        """Take the content of chunk ``index``; chunks never added are zeros."""
-        if not is_zero(block):
-            self._chunks[index] = hashlib.sha256(block).digest()
+    def fold(self, index: int, digest: bytes) -> None:
+        """Take the :func:`chunk_digest` of chunk ``index``; chunks left out are zeros."""
+        if digest:
+            self._whole.update(struct.pack(">Q", index) + digest)
 
-    def hexdigest(self, size: int) -> str:
-        """The digest of content that is ``size`` bytes long."""
-        whole = hashlib.sha256(struct.pack(">QQ", CHUNK, size))
-        for index in sorted(self._chunks):
-            whole.update(struct.pack(">Q", index) + self._chunks[index])
-        return whole.hexdigest()
+    def hexdigest(self) -> str:
+        return self._whole.hexdigest()

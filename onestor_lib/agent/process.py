@@ -157,21 +157,33 @@ def run(
     )
 
 
-def connection(argv: Sequence[str]) -> socket.socket:
-    """A program as a connection: what is sent is its stdin, what is received its stdout.
+class Connection:
+    """A program as a connection: what is sent is its stdin, what is received its stdout."""
 
-    It ends when the connection is closed, as programs for that purpose do (ssh -W, nc).
-    """
-    ours, theirs = socket.socketpair()
-    with theirs:
-        subprocess.Popen(
-            list(argv),
-            stdin=theirs.fileno(),
-            stdout=theirs.fileno(),
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    return ours
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv0 = argv[0]
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self._child = subprocess.Popen(
+                list(argv),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        self._said = _Drain(self._child.stderr, keep_last=STDERR_TAIL)
+
+    def end(self) -> str:
+        """End the program, also one that still tries to connect; its last words."""
+        self.socket.close()
+        exited = _Exit(self._child.pid)
+        ended_itself = exited.within(0.5)
+        _end_group(self._child, exited)
+        self._said.join(LINGER)
+        said = last_lines(self._said.kept)
+        if not ended_itself or self._child.returncode is None:
+            return said
+        return f"{said} ({self._argv0}: status {self._child.returncode})".strip()
 
 
 class _Drain(threading.Thread):

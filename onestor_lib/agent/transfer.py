@@ -78,10 +78,10 @@ def receive(source: ByteSource, temporary: Path, *, size: int, stall: float) -> 
         fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
     except OSError as error:
         raise from_os_error(step, error, path=str(temporary)) from error
-    digest = ContentDigest()
+    digest = ContentDigest(size)
     crashpoints.reach("receive.started")
     try:
-        with _Pipeline(2) as work:
+        with _Pipeline(2, digest) as work:
             # What an earlier try wrote must not show through where this one sends no zeros.
             os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
@@ -98,10 +98,10 @@ def receive(source: ByteSource, temporary: Path, *, size: int, stall: float) -> 
                     raise TransferFailed(step, "the stream is damaged", path=str(temporary))
                 if offset >= size // 2:
                     crashpoints.reach("receive.half")
-                work.submit(digest.add, offset // CHUNK, block)
+                work.submit(_digest, offset // CHUNK, block)
                 work.submit(_write, fd, offset, block)
         crashpoints.reach("receive.ended")
-        found = digest.hexdigest(size)
+        found = digest.hexdigest()
         if offset != size or bytes(block).decode("ascii", "replace") != found:
             raise TransferFailed(step, "length or digest differ", path=str(temporary))
     except EOFError:
@@ -152,10 +152,10 @@ def _stream(
     on_progress: Callable[[int, int], None],
 ) -> tuple[str, int]:
     """Send all data chunks and the end frame; the digest and how many bytes went out."""
-    digest = ContentDigest()
+    digest = ContentDigest(size)
     sent = 0
     reported = time.monotonic()
-    with _Pipeline(1) as work:
+    with _Pipeline(1, digest) as work:
         for index in extents.data_chunks(fd, size):
             offset = index * CHUNK
             block = extents.read_exactly(fd, min(CHUNK, size - offset), offset)
@@ -167,14 +167,18 @@ def _stream(
                 continue
             if offset >= size // 2:
                 crashpoints.reach("send.half")
-            work.submit(digest.add, index, block)
+            work.submit(_digest, index, block)
             receiver.send_raw(_FRAME.pack(b"D", offset, len(block)), stall)
             receiver.send_raw(block, stall)
             sent += len(block)
-    found = digest.hexdigest(size)
+    found = digest.hexdigest()
     receiver.send_raw(_FRAME.pack(b"E", size, len(found)) + found.encode("ascii"), stall)
     on_progress(size, size)
     return found, sent
+
+
+def _digest(index: int, block: bytes | bytearray) -> tuple[int, bytes]:
+    return index, chunks.chunk_digest(block)
 
 
 def _write(fd: int, offset: int, block: bytearray) -> None:
@@ -184,24 +188,30 @@ def _write(fd: int, offset: int, block: bytearray) -> None:
 class _Pipeline:
     """A few threads that digest and write while the next chunk is read, with bounded memory.
 
-    Hashing and system calls let other threads run, so this overlaps for real. The first error of
-    a task is raised at the next :meth:`submit` or at the end of the ``with`` block.
+    Hashing and system calls let other threads run, so this overlaps for real. Digests are folded
+    in the order of their tasks. The first error of a task is raised at the next :meth:`submit` or
+    at the end of the ``with`` block.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, digest: ContentDigest) -> None:
         self._pool = ThreadPoolExecutor(threads)
-        self._pending: deque[Future[None]] = deque()
+        self._digest = digest
+        self._pending: deque[Future[tuple[int, bytes] | None]] = deque()
 
-    def submit(self, task: Callable[..., None], *arguments: Any) -> None:
+    def submit(self, task: Callable[..., tuple[int, bytes] | None], *arguments: Any) -> None:
         self._pending.append(self._pool.submit(task, *arguments))
         if len(self._pending) >= _IN_FLIGHT:
-            self._pending.popleft().result()
+            self._take()
+
+    def _take(self) -> None:
+        found = self._pending.popleft().result()
+        if found:
+            self._digest.fold(*found)
 
     def __enter__(self) -> _Pipeline:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._pool.shutdown(wait=True)
-        if error is None:
-            for future in self._pending:
-                future.result()
+        while error is None and self._pending:
+            self._take()

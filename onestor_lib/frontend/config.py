@@ -20,18 +20,33 @@ _STEP = "read the configuration"
 
 @dataclass(frozen=True)
 class Attribute:
-    """One setting: ``kind`` is yes/no, seconds, words, options, program or path."""
+    """One setting: ``kind`` is yes/no, seconds, words, options, program or path.
+
+    ``in_templates``: may the template of a datastore or disk set it? Only what its owner may
+    decide; options of ssh or a program's name would be commands of the drivers' user.
+    """
 
     name: str
     kind: str
     default: str
     meaning: str
+    in_templates: bool = False
 
 
 TM_ATTRIBUTES = (
-    Attribute("SPARSE", "yes/no", "YES", "NO: every disk gets all its blocks when it is made"),
     Attribute(
-        "CHECK_FREE_SPACE", "yes/no", "YES", "fail before a transfer when there is no room for it"
+        "SPARSE",
+        "yes/no",
+        "YES",
+        "NO: every disk gets all its blocks when it is made",
+        in_templates=True,
+    ),
+    Attribute(
+        "CHECK_FREE_SPACE",
+        "yes/no",
+        "YES",
+        "fail before a transfer when there is no room for it",
+        in_templates=True,
     ),
     Attribute(
         "REPLICA_COPY_LOCK_TIMEOUT", "seconds", "600", "longest wait for a lock somebody else holds"
@@ -45,11 +60,29 @@ TM_ATTRIBUTES = (
 )
 
 DATASTORE_ATTRIBUTES = (
-    Attribute("SPARSE", "yes/no", "YES", "NO: images in the datastore have no holes"),
-    Attribute("CONVERT", "yes/no", "YES", "convert images to the datastore's DRIVER"),
-    Attribute("RESTRICTED_DIRS", "words", "/", "directories that images may not be taken from"),
-    Attribute("SAFE_DIRS", "words", "/var/tmp", "the exceptions from RESTRICTED_DIRS"),
-    Attribute("CHECK_FREE_SPACE", "yes/no", "YES", "fail before a copy when there is no room"),
+    Attribute(
+        "SPARSE", "yes/no", "YES", "NO: images in the datastore have no holes", in_templates=True
+    ),
+    Attribute(
+        "CONVERT", "yes/no", "YES", "convert images to the datastore's DRIVER", in_templates=True
+    ),
+    Attribute(
+        "RESTRICTED_DIRS",
+        "words",
+        "/",
+        "directories that images may not be taken from",
+        in_templates=True,
+    ),
+    Attribute(
+        "SAFE_DIRS", "words", "/var/tmp", "the exceptions from RESTRICTED_DIRS", in_templates=True
+    ),
+    Attribute(
+        "CHECK_FREE_SPACE",
+        "yes/no",
+        "YES",
+        "fail before a copy when there is no room",
+        in_templates=True,
+    ),
     Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
     Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
     Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
@@ -76,18 +109,18 @@ class Settings:
         self._origins = dict.fromkeys(self._values, origin)
 
     def over(self, values: Mapping[str, str], origin: str) -> Settings:
-        """These settings with the non-empty ``values`` of ``origin`` taking precedence."""
+        """These settings with the non-empty ``values`` of a template taking precedence."""
         merged = Settings(tuple(self._attributes.values()), self._values)
         merged._origins = dict(self._origins)
         for name, value in values.items():
-            if name in self._attributes and value.strip():
+            if value.strip() and name in self.template_names():
                 merged._values[name] = value
                 merged._origins[name] = origin
         return merged
 
-    def names(self) -> list[str]:
-        """All attributes there are."""
-        return list(self._attributes)
+    def template_names(self) -> list[str]:
+        """The attributes that a template may set."""
+        return [name for name, each in self._attributes.items() if each.in_templates]
 
     def yes(self, name: str) -> bool:
         value = self._text(name).upper()

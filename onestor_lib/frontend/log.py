@@ -77,8 +77,8 @@ class Log:
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         line = f"{stamp} [{os.getpid()}] {severity} {self._name}: {text}\n"
-        with contextlib.suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with contextlib.suppress(OSError), self._file.open("ab") as file:
+            file.write(line.encode("utf-8", "backslashreplace"))
 
 
 def opennebula_version(remotes: Path) -> tuple[int, ...]:

@@ -40,15 +40,25 @@ def was_dropped(error: HostUnreachable) -> bool:
 
     15 actions at once are enough for that (contract section 7); trying again a little later helps.
     """
-    return error.step.startswith(client.START) and any(
-        sign in error.cause
-        for sign in ("kex_exchange_identification", "Connection reset by", "Connection closed by")
-    )
+    return error.step.startswith(client.START) and tells_of_drop(error.cause)
 
 
-def base_argv() -> list[str]:
-    """The ssh client as we always call it."""
-    return [SSH, *_ALWAYS]
+def tells_of_drop(text: str) -> bool:
+    """Whether ssh's last words are those of a connection that sshd has dropped."""
+    signs = ("kex_exchange_identification", "Connection reset by", "Connection closed by")
+    return any(sign in text for sign in signs)
+
+
+def base_argv(connect_timeout: float) -> list[str]:
+    """The ssh client as we always call it; ``connect_timeout`` in seconds."""
+    return [
+        SSH,
+        *_ALWAYS,
+        f"-oConnectTimeout={connect_timeout:.0f}",
+        # A dead network is noticed within 40 s, whoever waits for whom (ssh_config(5)).
+        "-oServerAliveInterval=10",
+        "-oServerAliveCountMax=3",
+    ]
 
 
 def agent_argv(
@@ -56,11 +66,7 @@ def agent_argv(
 ) -> list[str]:
     """The command line that starts an agent on ``host`` and carries its stream."""
     return [
-        *base_argv(),
-        f"-oConnectTimeout={connect_timeout:.0f}",
-        # A dead network is noticed within 40 s, whoever waits for whom (ssh_config(5)).
-        "-oServerAliveInterval=10",
-        "-oServerAliveCountMax=3",
+        *base_argv(connect_timeout),
         *options,
         "--",
         host,

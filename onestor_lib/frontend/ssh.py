@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 _STEP = "connect"
 _AUTHENTICATE = 30.0  # seconds
+_ASK_AGENT = 10.0  # seconds
 
 
 class ControlStream:
     """The stream of an agent over a paramiko channel (see ``onestor_lib.agent.client.Stream``)."""
 
-    def __init__(self, transport: paramiko.Transport, channel: paramiko.Channel) -> None:
-        self._transport, self._channel = transport, channel
+    def __init__(self, link: _Link, channel: paramiko.Channel) -> None:
+        self._link, self._channel = link, channel
         self._said = bytearray()
 
     def send(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
@@ -46,6 +47,8 @@ class ControlStream:
                 view = view[self._channel.send(bytes(view[: 1 << 18])) :]
             except socket.timeout:  # not a TimeoutError before Python 3.10
                 raise TimeoutError from None
+            except EOFError as error:  # paramiko's word for a socket that is gone
+                raise ConnectionResetError("the connection was lost") from error
 
     def receive(self, timeout: float) -> bytes:
         deadline = time.monotonic() + timeout
@@ -71,7 +74,7 @@ class ControlStream:
         return f"{said} ({how})" if said else how
 
     def close(self) -> None:
-        self._transport.close()
+        self._link.close()
 
     def _listen(self) -> None:
         while self._channel.recv_stderr_ready():
@@ -95,82 +98,106 @@ def connect(
     logging.getLogger("paramiko").propagate = False
     options = openssh.resolve(host)
     known = _KnownHosts(host, options)
-    pauses = retry.pauses()
-    while True:
-        try:
-            transport = _negotiate(host, options, known, timeout)
-            break
-        except (EOFError, ConnectionResetError, paramiko.SSHException) as error:
-            if not retry.after(pauses):
-                raise HostUnreachable(_STEP, _reason(error), host=host) from error
-        except OSError as error:
-            raise HostUnreachable(_STEP, _reason(error), host=host) from error
+    link = _connected(host, options, known, timeout)
     try:
-        known.check(transport.get_remote_server_key())
-        _authenticate(transport, host, options)
+        known.check(link.transport.get_remote_server_key())
+        _authenticate(link.transport, host, options)
         # exec_command() itself waits for ever: what closes the connection ends that wait.
-        watchdog = threading.Timer(timeout, transport.close)
+        watchdog = threading.Timer(timeout, link.transport.close)
         watchdog.start()
         try:
-            channel = transport.open_session(timeout=timeout)
+            channel = link.transport.open_session(timeout=timeout)
             if forward_agent:
                 paramiko.agent.AgentRequestHandler(channel)
             channel.exec_command(client.shell_command(python))
         finally:
             watchdog.cancel()
-    except HostUnreachable:
-        transport.close()
-        raise
     except (paramiko.SSHException, OSError, EOFError) as error:
-        transport.close()
+        link.close()
         raise HostUnreachable(client.START, _reason(error), host=host) from error
-    return ControlStream(transport, channel)
+    except BaseException:
+        link.close()
+        raise
+    return ControlStream(link, channel)
 
 
-def _negotiate(
+class _Link:
+    """A connection to an ssh server up to the exchange of keys, and what it goes through."""
+
+    def __init__(self, host: str, options: dict[str, list[str]], timeout: float) -> None:
+        """Connect: by TCP, or through the program that ssh_config(5) names as the way there."""
+        import paramiko
+
+        name, port = options.get("hostname", [host])[0], options.get("port", ["22"])[0]
+        argv = _way(host, name, port, options, timeout)
+        self.program = process.Connection(argv) if argv else None
+        if self.program:
+            connected = self.program.socket
+        else:
+            connected = socket.create_connection((name, int(port)), timeout)
+            # Without it each small message takes 45 ms, not 2.4 ms (docs/design.md, section 2).
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.transport = paramiko.Transport(connected)
+        self.transport.banner_timeout = timeout
+        self.transport.handshake_timeout = timeout
+
+    def negotiate(self, known: _KnownHosts, timeout: float) -> None:
+        """Exchange keys; the host is not yet who it says it is."""
+        security = self.transport.get_security_options()
+        security.key_types = known.prefer(security.key_types)
+        self.transport.start_client(timeout=max(timeout, _AUTHENTICATE))
+
+    def close(self) -> str:
+        """End the connection; the last words of the program it went through."""
+        self.transport.close()
+        return self.program.end() if self.program else ""
+
+
+def _connected(
     host: str, options: dict[str, list[str]], known: _KnownHosts, timeout: float
-) -> paramiko.Transport:
-    """The connection up to the exchange of keys; neither side is authenticated yet."""
+) -> _Link:
     import paramiko
 
-    transport = paramiko.Transport(_socket(host, options, timeout))
-    transport.banner_timeout = timeout
-    transport.handshake_timeout = timeout
-    security = transport.get_security_options()
-    security.key_types = known.prefer(security.key_types)
-    try:
-        transport.start_client(timeout=max(timeout, _AUTHENTICATE))
-    except BaseException:
-        transport.close()
-        raise
-    return transport
+    pauses = retry.pauses()
+    while True:
+        try:
+            link = _Link(host, options, timeout)
+        except OSError as error:
+            raise HostUnreachable(_STEP, _reason(error), host=host) from error
+        try:
+            link.negotiate(known, timeout)
+            return link
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            words = link.close()
+            dropped = not link.program or openssh.tells_of_drop(words)
+            if not dropped or not retry.after(pauses):
+                raise HostUnreachable(_STEP, words or _reason(error), host=host) from error
+        except BaseException:
+            link.close()
+            raise
 
 
-def _socket(host: str, options: dict[str, list[str]], timeout: float) -> socket.socket:
-    """The connection below ssh: TCP, or the program that ssh_config(5) names as the way there."""
-    name, port = options.get("hostname", [host])[0], options.get("port", ["22"])[0]
-    command = options.get("proxycommand", ["none"])[0]
+def _way(
+    host: str, name: str, port: str, options: dict[str, list[str]], timeout: float
+) -> list[str]:
+    """The command that leads to the host (ProxyJump, ProxyCommand); nothing for plain TCP."""
     jumps = options.get("proxyjump", ["none"])[0]
+    command = options.get("proxycommand", ["none"])[0]
     if jumps != "none":
         *before, last = (jump.replace("ssh://", "") for jump in jumps.split(","))
         through = ["-J", ",".join(before)] if before else []
-        return process.connection(
-            [*openssh.base_argv(), *through, "-W", f"[{name}]:{port}", "--", f"ssh://{last}"]
-        )
-    if command != "none":
-        # The administrator's own command line, run as ssh runs it: by a shell, tokens filled in.
-        user = options.get("user", [""])[0]
-        tokens = {"h": name, "p": port, "r": user, "n": host}
-        command = re.sub(
-            "%([hprn%])",
-            lambda token: shlex.quote(tokens[token[1]]) if token[1] in tokens else "%",
-            command,
-        )
-        return process.connection(["/bin/sh", "-c", f"exec {command}"])
-    connected = socket.create_connection((name, int(port)), timeout)
-    # Without it each small message takes 45 ms instead of 2.4 ms (docs/design.md, section 2).
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connected
+        argv = [*openssh.base_argv(timeout), *through, "-W", f"[{name}]:{port}"]
+        return [*argv, "--", f"ssh://{last}"]
+    if command == "none":
+        return []
+    # The administrator's own command line, run as ssh runs it: by a shell, tokens filled in.
+    tokens = {"h": name, "p": port, "r": options.get("user", [""])[0], "n": host}
+    command = re.sub(
+        "%([hprn%])",
+        lambda token: shlex.quote(tokens[token[1]]) if token[1] in tokens else "%",
+        command,
+    )
+    return ["/bin/sh", "-c", f"exec {command}"]
 
 
 class _KnownHosts:
@@ -249,13 +276,14 @@ def _append_line(file: Path, line: str) -> None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = file.parent / f".{file.name}.onestor-lock"
         with locks.exclusive(lock, purpose="note a host key", timeout=5.0):
-            before = file.read_text(encoding="utf-8") if file.exists() else ""
-            if line in before.splitlines():
+            before = file.read_bytes() if file.exists() else b""
+            added = line.encode("utf-8")
+            if added in before.splitlines():
                 return
-            start = "" if not before or before.endswith("\n") else "\n"
+            start = b"" if not before or before.endswith(b"\n") else b"\n"
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            with open(os.open(file, flags, 0o600), "a", encoding="utf-8") as known:
-                known.write(f"{start}{line}\n")
+            with open(os.open(file, flags, 0o600), "ab") as known:
+                known.write(start + added + b"\n")
 
 
 def _authenticate(transport: paramiko.Transport, host: str, options: dict[str, list[str]]) -> None:
@@ -272,45 +300,74 @@ def _authenticate(transport: paramiko.Transport, host: str, options: dict[str, l
             raise HostUnreachable(_STEP, "a key alone is not enough to sign on", host=host)
         except paramiko.BadAuthenticationType as error:
             raise HostUnreachable(_STEP, f"no sign-on by key: {error}", host=host) from error
-        except paramiko.AuthenticationException:
+        except paramiko.AuthenticationException as error:
             refused += 1
+            if not transport.is_active() or "timeout" in str(error).lower():
+                cause = f"the host ended the sign-on at key {refused} (MaxAuthTries?): {error}"
+                raise HostUnreachable(_STEP, cause, host=host) from error
     tried = f"none of {refused} keys is accepted" if refused else "there is no key to sign on with"
     raise HostUnreachable(_STEP, f"permission denied for {user}: {tried}", host=host)
 
 
 def _keys(options: dict[str, list[str]]) -> Iterator[paramiko.PKey]:
-    """Keys in ssh(1)'s order: the agent's, then files; with IdentitiesOnly none but the files'."""
-    import paramiko
+    """Keys in ssh(1)'s order: the agent's, those of configured files first; then the files'.
 
+    With IdentitiesOnly none but those of the configured files.
+    """
     files = [os.path.expanduser(file) for file in options.get("identityfile", [])]
-    public = set()
-    for file in files:
-        with contextlib.suppress(OSError, IndexError):
-            public.add(Path(f"{file}.pub").read_text(encoding="ascii").split()[1])
+    configured = {_public(file) for file in files} | {_public(f"{file}.pub") for file in files}
     only = options.get("identitiesonly", ["no"])[0] == "yes"
     offered = set()
-    with contextlib.suppress(paramiko.SSHException, OSError):
-        ssh_agent = paramiko.Agent()
-        try:
-            for key in ssh_agent.get_keys():
-                if not only or key.get_base64() in public:
-                    offered.add(key.get_base64())
-                    yield key
-        finally:
-            ssh_agent.close()
+    of_agent = _agent_keys(options)
+    of_agent.sort(key=lambda key: key.get_base64() not in configured)
+    for key in of_agent:
+        if not only or key.get_base64() in configured:
+            offered.add(key.get_base64())
+            yield key
     for file in files:
         key_of_file = _load(file) if os.access(file, os.R_OK) else None
         if key_of_file is not None and key_of_file.get_base64() not in offered:
             yield key_of_file
 
 
+def _agent_keys(options: dict[str, list[str]]) -> list[paramiko.PKey]:
+    """The keys of the ssh-agent that IdentityAgent or SSH_AUTH_SOCK names; none if it is silent."""
+    import paramiko
+
+    socket_path = options.get("identityagent", ["SSH_AUTH_SOCK"])[0]
+    if socket_path == "none":
+        return []
+    if socket_path != "SSH_AUTH_SOCK":
+        os.environ["SSH_AUTH_SOCK"] = os.path.expanduser(socket_path)  # where paramiko looks
+    found: list[paramiko.PKey] = []
+
+    def ask() -> None:
+        with contextlib.suppress(paramiko.SSHException, OSError):
+            found.extend(paramiko.Agent().get_keys())
+
+    # paramiko waits for an agent without limit; a thread that hangs ends with the process.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ASK_AGENT)
+    return list(found)
+
+
+def _public(file: str) -> str:
+    """The text of the public key in a file; "" when it is none."""
+    with contextlib.suppress(OSError):
+        words = Path(file).read_text(encoding="ascii", errors="replace").split()
+        if len(words) > 1 and not words[0].startswith("-"):
+            return words[1]
+    return ""
+
+
 def _load(file: str) -> paramiko.PKey | None:
-    """The private key in a file; None when it is encrypted or of no type we know."""
+    """The private key in a file; None when it is encrypted, damaged or of no type we know."""
     import paramiko
 
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         # Which errors a key of another type gives differs between versions of paramiko.
-        with contextlib.suppress(paramiko.SSHException, ValueError, OSError, IndexError, TypeError):
+        with contextlib.suppress(Exception):
             key: paramiko.PKey = kind.from_private_key_file(file)
             return key
     return None

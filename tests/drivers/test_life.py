@@ -297,6 +297,27 @@ def test_trap_8_delete_before_the_clone_has_begun_its_work(bed: Testbed) -> None
     assert bed.files(bed.hosts[0]) == {}
 
 
+def test_trap_8_a_cancelled_ln_leaves_its_successor_alone(bed: Testbed) -> None:
+    """Cancelled, deleted, deployed anew by hand with everything as before: the old one gives up."""
+    host = bed.hosts[0]
+    image = bed.image(f"{SOURCES}/big.img", persistent=True)
+    bed.frontend.write(f"{image.source}.snap/0", "snapshot 0")
+    vm = bed.vm(image)
+    bed.cloud.place(vm, "host01", bed.system)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
+    target = f"host01:/var/lib/one//datastores/102/{vm.id}"
+    line = f"LN onestor fe:{image.source} {target}/disk.0 {vm.id} 101"
+    host.limit_rate(40)
+    first = bed.oned.transfer_mad.start_line(line)
+    wait_until(lambda: any(name.endswith(".tmp") for name in bed.files(host)), "ln is at work")
+    assert bed.oned.transfer_mad.run_line(f"DELETE onestor {target} {vm.id} 102").success
+    host.unlimit_rate()
+    assert bed.oned.transfer_mad.run_line(line).success
+    assert not first.wait().success
+    assert host.read(bed.disk_path(vm) + ".snap/0") == b"snapshot 0"
+    assert digest(host, bed.disk_path(vm)) == digest(bed.frontend, f"{SOURCES}/big.img")
+
+
 def test_H6_image_deleted_while_it_is_copied(bed: Testbed) -> None:
     image = bed.cloud.add_image(bed.images, path=SMALL, size=1, state=objects.LOCKED)
     bed.cloud.delete(image)

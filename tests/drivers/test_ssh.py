@@ -205,3 +205,88 @@ def test_C12_the_hop_that_fails_is_named_with_both_ends(bed: Testbed) -> None:
     reply = bed.oned.instantiate(vm, "host01", bed.system)
     assert "from fe to host01" in reply.error
     assert "Host key verification failed" in reply.error
+
+
+def test_odd_comments_in_key_files(bed: Testbed) -> None:
+    frontend = bed.frontend
+    public = frontend.read("/var/lib/one/.ssh/id_ed25519.pub")
+    frontend.write(
+        "/var/lib/one/.ssh/id_ed25519.pub", public.rstrip() + " Jürgen".encode("latin-1")
+    )
+    known = f"# Jürgen\nhost02 {host_key(bed.hosts[1])}\n"
+    try:
+        with ssh_files(frontend, known_hosts=known):
+            assert works(bed)
+    finally:
+        frontend.write("/var/lib/one/.ssh/id_ed25519.pub", public)
+
+
+def test_many_keys_in_the_agent(bed: Testbed) -> None:
+    """sshd hangs up after MaxAuthTries: the configured key must be among the first."""
+    frontend = bed.frontend
+    own = "/var/lib/one/.ssh/id_ed25519"
+    frontend.run(["ssh-add", "-q", "-D"], env=AGENT)
+    for number in range(8):
+        file = f"/tmp/key{number}"
+        frontend.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file])
+        frontend.run(["ssh-add", "-q", file], env=AGENT)
+    frontend.run(["ssh-add", "-q", own], env=AGENT)
+    public = frontend.read(f"{own}.pub")
+    try:
+        assert works(bed)
+        # Without the public key at hand nobody can tell which it is: one line says so.
+        with ssh_files(frontend, config="Host *\n  IdentityFile /nowhere\n"):
+            frontend.run(["rm", f"{own}.pub"])
+            assert "host01" in refusal(bed)
+    finally:
+        frontend.write(f"{own}.pub", public)
+        frontend.run(["ssh-add", "-q", "-D"], env=AGENT)
+        frontend.run(["ssh-add", "-q", own], env=AGENT)
+
+
+def test_identity_agent(bed: Testbed) -> None:
+    frontend = bed.frontend
+    key = frontend.read("/var/lib/one/.ssh/id_ed25519")
+    frontend.run(["rm", "/var/lib/one/.ssh/id_ed25519"])
+    config = f"Host *\n  IdentityAgent {AGENT['SSH_AUTH_SOCK']}\n"
+    argv = [f"{REMOTES}/tm/onestor/delete", f"host01:{DATASTORES}/102/5", "5", "102"]
+    try:
+        with ssh_files(frontend, config=config):
+            assert frontend.run(argv, check=False).returncode == 0
+        with ssh_files(frontend, config=config.replace(AGENT["SSH_AUTH_SOCK"], "none")):
+            assert "no key" in frontend.run(argv, env=AGENT, check=False).stderr
+    finally:
+        frontend.write("/var/lib/one/.ssh/id_ed25519", key, mode=0o600)
+
+
+def test_K7_an_ssh_agent_that_says_nothing(bed: Testbed) -> None:
+    script = (
+        "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('/tmp/mute'); "
+        "s.listen(9); print(flush=True); time.sleep(60)"
+    )
+    argv = [f"{REMOTES}/tm/onestor/delete", f"host01:{DATASTORES}/102/5", "5", "102"]
+    with bed.frontend.popen(["/usr/bin/python3", "-c", script]) as mute:
+        try:
+            assert mute.stdout is not None
+            mute.stdout.readline()
+            done = bed.frontend.run(argv, env={"SSH_AUTH_SOCK": "/tmp/mute"}, timeout=60)
+        finally:
+            mute.kill_tree()
+            bed.frontend.run(["rm", "-f", "/tmp/mute"])
+    assert done.returncode == 0, "the key's file is enough"
+
+
+@pytest.mark.parametrize("jump", ["oneadmin@host02:2200", "nowhere"])
+def test_a_jump_host_that_leads_nowhere(bed: Testbed, jump: str) -> None:
+    """Named with its own words, and no ssh stays behind, not even one that still connects."""
+    bed.configure("CONNECT_TIMEOUT=1\n")
+    script = "import socket, time; s = socket.create_server(('', 2200)); time.sleep(60)"
+    with bed.hosts[1].popen(["/usr/bin/python3", "-c", script]) as server:
+        try:
+            with ssh_files(bed.frontend, config=f"Host host01\n  ProxyJump {jump}\n"):
+                error = refusal(bed)
+        finally:
+            server.kill_tree()
+    assert "host01" in error
+    assert "nowhere" in error or "host02" in error or "ssh" in error
+    assert not [argv for _, argv in bed.frontend.processes() if "-W" in argv]

@@ -115,30 +115,30 @@ def test_K7_a_caller_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
 
 class TestConnection:
-    # Nobody waits for the program: it ends with its connection.
-    pytestmark = pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning")
-
     def test_what_is_sent_and_received(self) -> None:
-        with process.connection(["tr", "a-z", "A-Z"]) as connected:
-            connected.settimeout(10)
-            connected.sendall(b"hello")
-            connected.shutdown(socket.SHUT_WR)
-            assert connected.recv(100) == b"HELLO"
-            assert connected.recv(100) == b"", "its end is the end"
+        way = process.Connection(["tr", "a-z", "A-Z"])
+        way.socket.settimeout(10)
+        way.socket.sendall(b"hello")
+        way.socket.shutdown(socket.SHUT_WR)
+        assert way.socket.recv(100) == b"HELLO"
+        assert way.socket.recv(100) == b"", "its end is the end"
+        way.end()
 
-    def test_a_program_that_says_nothing(self) -> None:
-        with process.connection(["sh", "-c", "echo trouble >&2; exit 1"]) as connected:
-            connected.settimeout(10)
-            assert connected.recv(100) == b""
+    def test_its_last_words(self) -> None:
+        way = process.Connection(["sh", "-c", "echo trouble >&2; exit 7"])
+        way.socket.settimeout(10)
+        assert way.socket.recv(100) == b""
+        assert way.end() == "trouble (sh: status 7)"
 
-    def test_it_ends_with_the_connection(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("program", ["exec cat", "trap '' TERM; while :; do sleep 1; done"])
+    def test_K7_it_ends_with_the_connection(self, tmp_path: Path, program: str) -> None:
+        """Also a program that never looks at its connection."""
         note = tmp_path / "pid"
-        argv = ["sh", "-c", f"echo $$ >{note}; exec cat"]
-        with process.connection(argv) as connected:
-            wait_until(lambda: note.exists() and note.read_text().strip())
-            assert is_alive(int(note.read_text()))
-            connected.settimeout(10)
-        wait_until(lambda: not is_alive(int(note.read_text())))
+        way = process.Connection(["sh", "-c", f"echo $$ >{note}; {program}"])
+        wait_until(lambda: note.exists() and note.read_text().strip())
+        assert is_alive(int(note.read_text()))
+        way.end()
+        assert not is_alive(int(note.read_text()))
 
 
 def test_K7_a_killed_caller_takes_its_program_along(tmp_path: Path) -> None:

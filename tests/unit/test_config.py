@@ -91,12 +91,22 @@ def test_an_unreadable_file_is_an_error_with_its_path(tmp_path: Path) -> None:
 
 def test_precedence_disk_datastore_file_default() -> None:
     file = tm(SPARSE="no", CONNECT_TIMEOUT="3", STALL_TIMEOUT=" ")
-    datastore = file.over({"SPARSE": "YES", "CONNECT_TIMEOUT": "", "OTHER": "x"}, "datastore 1")
+    datastore = file.over({"SPARSE": "YES", "CHECK_FREE_SPACE": "", "OTHER": "x"}, "datastore 1")
     disk = datastore.over({"SPARSE": "No"}, "disk.0 of VM 7")
     assert (file.yes("SPARSE"), datastore.yes("SPARSE"), disk.yes("SPARSE")) == (False, True, False)
-    assert disk.seconds("CONNECT_TIMEOUT") == 3.0, "an empty value sets nothing"
+    assert disk.yes("CHECK_FREE_SPACE"), "an empty value sets nothing"
+    assert disk.seconds("CONNECT_TIMEOUT") == 3.0
     assert disk.seconds("STALL_TIMEOUT") == 60.0, "nor does a blank one in the file"
-    assert "OTHER" not in disk.names()
+
+
+def test_J4_a_template_sets_nothing_that_is_a_command_or_a_limit() -> None:
+    """Whoever may edit a datastore is not by that allowed to run programs as the drivers' user."""
+    assert tm().template_names() == ["SPARSE", "CHECK_FREE_SPACE"]
+    odd = {"SSH_OPTS": "-oProxyCommand=id", "HOST_PYTHON": "id", "LOG_FILE": "/x", "OTHER": "x"}
+    settings = tm().over(odd, "datastore 1")
+    assert settings.options("SSH_OPTS") == []
+    assert settings.program("HOST_PYTHON") == "python3"
+    assert str(settings.path("LOG_FILE")) == "/var/log/one/onestor.log"
 
 
 @pytest.mark.parametrize("value", ["maybe", "1", "YES NO", "ye s", "yes;id"])

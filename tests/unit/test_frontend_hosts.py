@@ -115,28 +115,26 @@ def test_connections_that_sshd_dropped(step: str, cause: str, dropped: bool) -> 
         ("proxycommand", "x %r@%n %%h %q", ["/bin/sh", "-c", "exec x one@h1 %h %q"]),
     ],
 )
-def test_ways_to_a_host_that_are_programs(
-    monkeypatch: pytest.MonkeyPatch, option: str, value: str, expected: list[str]
-) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(process, "connection", started.append)
-    options = {"hostname": ["h1.example"], "port": ["2222"], "user": ["one"], option: [value]}
-    ssh._socket("h1", options, 5.0)
-    (argv,) = started
+def test_ways_to_a_host_that_are_programs(option: str, value: str, expected: list[str]) -> None:
+    options = {"user": ["one"], option: [value]}
+    argv = ssh._way("h1", "h1.example", "2222", options, 5.0)
     if option == "proxyjump":
-        assert argv[: len(openssh.base_argv())] == openssh.base_argv()
-        argv = argv[len(openssh.base_argv()) :]
+        base = openssh.base_argv(5.0)
+        assert argv[: len(base)] == base
+        assert "-oConnectTimeout=5" in base
+        argv = argv[len(base) :]
     assert argv == expected
 
 
-def test_J4_names_are_words_for_the_shell_of_a_proxy_command(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    started: list[list[str]] = []
-    monkeypatch.setattr(process, "connection", started.append)
-    options = {"hostname": ["$(id)"], "user": ["; id"], "proxycommand": ["nc %h %p %r"]}
-    ssh._socket("h1", options, 5.0)
-    assert started[0][2] == "exec nc '$(id)' 22 '; id'"
+def test_plain_tcp_needs_no_program() -> None:
+    none = {"proxyjump": ["none"], "proxycommand": ["none"]}
+    assert ssh._way("h1", "h1", "22", none, 5.0) == ssh._way("h1", "h1", "22", {}, 5.0) == []
+
+
+def test_J4_names_are_words_for_the_shell_of_a_proxy_command() -> None:
+    options = {"user": ["; id"], "proxycommand": ["nc %h %p %r"]}
+    argv = ssh._way("h1", "$(id)", "22", options, 5.0)
+    assert argv[2] == "exec nc '$(id)' 22 '; id'"
 
 
 def test_progress_of_a_long_transfer_is_noted_now_and_then(

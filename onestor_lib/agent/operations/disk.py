@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def place(
     disk = Path(path)
     directory, datastore = disk.parent, disk.parent.parent
     publish.sweep(datastore)
-    with vm_directory.created(directory), _noticing_deletion(directory):
+    with vm_directory.created(directory), _noticing_deletion(directory) as require_same:
         publish.sweep(directory)
         with vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout):
             if check_space:
@@ -61,6 +61,7 @@ def place(
                 final = _shape(temporary, image_format, grow_to, sparse, convert_timeout, stack)
                 snapshots = _fetch_snapshots(call, disk, source["snapshots"], stack)
                 call.ask("wanted")
+                require_same()  # what follows goes by names: not those of a successor's directory
                 with _undone_on_failure() as undo:
                     ours = _settle(call, disk, record, retry, undo)
                     undo.callback(vm_directory.forget_record, disk)
@@ -217,21 +218,23 @@ def _needed(source: dict[str, Any], image_format: str, grow_to: int, sparse: boo
 
 
 @contextlib.contextmanager
-def _noticing_deletion(directory: Path) -> Iterator[None]:
-    """Name the true cause when names are missing because the VM's directory was deleted."""
+def _noticing_deletion(directory: Path) -> Iterator[Callable[[], None]]:
+    """Name the true cause when names are missing because the VM's directory was deleted.
+
+    Yields a function that raises :class:`Superseded` if that has happened so far, even though
+    another action may have made the directory anew.
+    """
     before = directory.stat()
-    try:
-        yield
-    except (FileNotFoundError, Missing) as error:
-        if _is_still(directory, before):
-            raise
-        raise Superseded(
-            "put the disk in place", "the VM was deleted meanwhile", path=str(directory)
-        ) from error
 
+    def require_same() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(before, directory.stat()):
+                return
+        cause = "the VM was deleted meanwhile"
+        raise Superseded("put the disk in place", cause, path=str(directory))
 
-def _is_still(directory: Path, before: os.stat_result) -> bool:
     try:
-        return os.path.samestat(before, directory.stat())
-    except FileNotFoundError:
-        return False
+        yield require_same
+    except (FileNotFoundError, Missing):
+        require_same()
+        raise

@@ -77,7 +77,7 @@ class Placement:
         if not self.target.name:
             raise InvalidInput("read the arguments", f"{words[1]!r} is no disk")
         self.oned = oned.Client()
-        self.hosts = Hosts(settings, log)
+        self.configured = settings
         self.log = log
 
     def run(self, *, snapshots: bool) -> None:
@@ -86,6 +86,7 @@ class Placement:
         vm = self.oned.vm(self.vm_id)
         disk = describe(vm, self.target)
         settings = self._settings(disk)
+        hosts = Hosts(settings, self.log)
         sequence = _sequence(vm)
         sparse = settings.yes("SPARSE")
         crashpoints.reach("frontend.decided")
@@ -98,7 +99,7 @@ class Placement:
                 return {}
             item = str(question["item"])
             sent += transfer.bring(
-                self.hosts,
+                hosts,
                 origin,
                 self.source.path if item == "disk" else f"{self.source.path}.snap/{item}",
                 host=host.host,
@@ -108,9 +109,9 @@ class Placement:
             crashpoints.reach("frontend.sent")
             return {}
 
-        with self.hosts.agent(self.source.host, sends=True) as origin:
+        with hosts.agent(self.source.host, sends=True) as origin:
             facts = self._facts(origin, disk, snapshots)
-            with self.hosts.agent(self.target.host) as host:
+            with hosts.agent(self.target.host) as host:
                 host.call(
                     "disk.place",
                     on_ask=answer,
@@ -140,14 +141,14 @@ class Placement:
     def _settings(self, disk: Disk) -> Settings:
         """The disk's attributes over the image datastore's over the configuration file."""
         template = self.oned.datastore(self.datastore_id)
-        names = self.hosts.settings.names()
+        names = self.configured.template_names()
         values = {name: template.text(f"TEMPLATE/{name}") for name in names}
         if template.text("TEMPLATE/BRIDGE_LIST"):
             raise InvalidInput(
                 "read the datastore's template",
                 f"BRIDGE_LIST of datastore {self.datastore_id} is not supported yet",
             )
-        settings = self.hosts.settings.over(values, f"datastore {self.datastore_id}")
+        settings = self.configured.over(values, f"datastore {self.datastore_id}")
         return settings.over(disk.attributes, f"{self.target.name} of VM {self.vm_id}")
 
     def _facts(self, origin: AgentClient, disk: Disk, snapshots: bool) -> dict[str, Any]:

@@ -18,7 +18,9 @@ _DIGESTS = {"MD5": 32, "SHA1": 40, "SHA256": 64, "SHA512": 128}  # attribute: he
 
 def settings(message: Message, configured: Settings) -> Settings:
     """The datastore's template over the configuration file."""
-    values = {name: message.text(f"DATASTORE/TEMPLATE/{name}") for name in configured.names()}
+    values = {
+        name: message.text(f"DATASTORE/TEMPLATE/{name}") for name in configured.template_names()
+    }
     return configured.over(values, f"datastore {message.text('DATASTORE/ID')}")
 
 
