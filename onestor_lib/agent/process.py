@@ -21,6 +21,7 @@ from typing import IO
 from onestor_lib.agent.errors import CommandFailed
 
 LINGER = 2.0  # seconds between SIGTERM and SIGKILL
+REAP = 10.0  # seconds until a killed program that is still there counts as stuck in the kernel
 MAX_STDOUT = 1 << 20  # bytes; more than any answer we read, and one line of JSON at worst
 STDERR_TAIL = 16 << 10  # bytes kept: the last lines hold the cause
 # Distributions keep mkfs and friends where an unprivileged PATH may not look (known failure K12).
@@ -229,5 +230,5 @@ def _end_group(child: subprocess.Popen[bytes], exited: _Exit) -> None:
         os.killpg(child.pid, signal.SIGTERM)
         exited.within(LINGER)
     os.killpg(child.pid, signal.SIGKILL)  # stragglers, too: they hold our pipes
-    if exited.within(LINGER):
-        child.wait()  # else it hangs in the kernel, where no signal reaches it: we go on
+    if exited.within(REAP):
+        child.wait()  # else no signal reaches it where it is: we go on

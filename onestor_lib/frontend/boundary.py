@@ -101,10 +101,12 @@ def remotes_directory() -> Path:
 
 
 def _print(answer: str) -> None:
-    # A cancelled action has no reader left; its work is done all the same.
+    # A cancelled action has no reader left; its work is done all the same. Nothing may stay in a
+    # buffer: a flush that fails at exit would change the exit status to 120.
+    view = memoryview(f"{answer}\n".encode("utf-8", "surrogateescape"))
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(answer + "\n")
-        sys.stdout.flush()
+        while view:
+            view = view[os.write(1, view) :]
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
