@@ -8,17 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import (
-    crashpoints,
-    extents,
-    publish,
-    qemu_img,
-    space,
-    vm_directory,
-)
-from onestor_lib.agent import (
-    image_format as formats,
-)
+from onestor_lib.agent import crashpoints, extents, publish, qemu_img, space, vm_directory
+from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.errors import InvalidInput, Missing, OnestorError, Superseded, TransferFailed
 from onestor_lib.agent.server import Call
 
@@ -36,7 +27,7 @@ def place(
     retry: bool,
     lock_timeout: float,
     convert_timeout: float,
-) -> dict[str, Any]:
+) -> None:
     """Put a complete disk at ``path``, or leave everything as it is.
 
     ``source`` describes the image: size and allocated bytes, and its snapshots by id. The
@@ -73,7 +64,6 @@ def place(
                         crashpoints.reach("place.snapshots")
                     vm_directory.mark_monitored(datastore)
                     final.publish(mode=0o660, replace=ours)
-    return {"allocated": disk.stat().st_blocks * 512}
 
 
 def delete(call: Call, *, path: str) -> dict[str, bool]:
