@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ def _run(
 ) -> str | None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _terminate)
+    warnings.simplefilter("ignore")  # a library's would go to stderr, which is oned's
     crashpoints.choose(os.environ.get(crashpoints.VARIABLE, ""))
     remotes = remotes_directory()
     journal.version = log.opennebula_version(remotes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TextIO
@@ -33,7 +32,7 @@ class Log:
         self, name: str, *, stderr: TextIO | None = None, file: Path | None = None
     ) -> None:
         self._name = name
-        self._stderr = stderr if stderr is not None else sys.stderr
+        self._stderr = stderr
         self._file = file
         self.version: tuple[int, ...] = (7, 0)
 
@@ -68,9 +67,14 @@ class Log:
 
     def _tell(self, text: str) -> None:
         # After a cancel nobody reads any more (contract section 8, trap 8): no reason to stop.
-        with contextlib.suppress(OSError, ValueError):
+        # Nothing may stay in a buffer: a flush that fails at exit would change the exit status.
+        if self._stderr is not None:
             self._stderr.write(text)
-            self._stderr.flush()
+            return
+        view = memoryview(text.encode("utf-8", "backslashreplace"))
+        with contextlib.suppress(OSError):
+            while view:
+                view = view[os.write(2, view) :]
 
     def _append(self, severity: str, text: str) -> None:
         if self._file is None:

@@ -103,12 +103,21 @@ def test_lines_of_others_do_not_look_like_entries(tmp_path: Path) -> None:
     assert len(lines) == 13
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    journal, stderr = make()
+def test_trap8_a_log_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def broken(fd: int, data: bytes) -> int:
+        tried.append(fd)
+        raise BrokenPipeError  # as after a cancel
+
+    journal = Log("clone")
     journal.write_to(tmp_path / "missing" / "onestor.log")
-    stderr.close()  # as after a cancel (trap 8)
+    monkeypatch.setattr("os.write", broken)
     journal.info("5 MB sent")
     journal.failure("copy: failed")
+    assert tried == [2, 2], "straight to the descriptor: nothing is left to fail at exit"
 
 
 @pytest.mark.parametrize(
