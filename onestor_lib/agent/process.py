@@ -6,6 +6,8 @@ vdsm's commands.run (one method that turns it into the error).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -118,7 +120,7 @@ def run(
     program is not installed; judge the rest with :meth:`Result.check`.
     """
     program = find(argv[0], step)
-    prefix = [find("setpriv", step), "--pdeathsig", "KILL", "--"]
+    prefix = list(_dying_with_us())
     if limits:
         prefix += [
             find("prlimit", step),
@@ -156,6 +158,23 @@ def run(
         timed_out,
         time.monotonic() - begin,
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _dying_with_us() -> tuple[str, ...]:
+    """What makes a program die when we do; nothing where setpriv(1) is older than 2.33.
+
+    Without it a program outlives a SIGKILL of ours and ends by itself; its file is a temporary.
+    """
+    setpriv = shutil.which("setpriv", path=search_path())
+    if setpriv is None:
+        return ()
+    prefix = (setpriv, "--pdeathsig", "KILL", "--")
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+        probe = subprocess.run([*prefix, "true"], capture_output=True, timeout=10, check=False)
+        if probe.returncode == 0:
+            return prefix
+    return ()
 
 
 class Connection:
