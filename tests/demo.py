@@ -33,7 +33,7 @@ FILES = {
 # Makes the image as an administrator would: partition table, file system with files, qcow2.
 MAKE_IMAGE = """
 set -e
-work=$(mktemp -d /var/tmp/make-XXXXXX); cd "$work"
+work=$(mktemp -d -p /var/tmp); cd "$work"
 truncate -s 256M disk.raw
 echo 'start=2048, type=83' | sfdisk -q disk.raw
 mkfs.ext4 -q -d "$1" -E offset="$2" disk.raw 260000k
@@ -44,7 +44,7 @@ rm -rf "$work"
 
 READ_FILE = """
 set -e
-work=$(mktemp -d /var/tmp/read-XXXXXX)
+work=$(mktemp -d -p /var/tmp)
 qemu-img convert -f qcow2 -O raw "$1" "$work/disk.raw"
 debugfs -R "cat /$3" "$work/disk.raw?offset=$2" 2>/dev/null
 rm -rf "$work"
