@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 
 from onestor_lib.agent.chunks import CHUNK, is_zero
+from onestor_lib.agent.errors import TransferFailed
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
@@ -70,6 +71,20 @@ def copy(source: int, target: int, size: int, *, sparse: bool) -> None:
         allocate(target, size)
     for start, end in data(source, size):
         _copy_range(source, target, start, end)
+
+
+def copy_file(source: int, target: int, *, sparse: bool, step: str, path: str) -> int:
+    """:func:`copy` a whole file; its size. ``path`` names the source in errors.
+
+    Raises :class:`TransferFailed` when the source was changed meanwhile.
+    """
+    before = os.fstat(source)
+    copy(source, target, before.st_size, sparse=sparse)
+    after, copied = os.fstat(source), os.fstat(target).st_size
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if not unchanged or copied != before.st_size:
+        raise TransferFailed(step, "the file was changed while it was copied", path=path)
+    return copied
 
 
 def allocate(fd: int, size: int) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from onestor_lib.agent.errors import InvalidInput, NotAllowed
 
+FORMATS = ("raw", "qcow2")  # what disks of VMs are stored in
+
 HEAD = 1 << 16  # bytes that are enough for every signature and the qcow2 header
 
 _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, backing offset and size, cluster bits, size

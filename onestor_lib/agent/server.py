@@ -16,13 +16,10 @@ import socket
 import sys
 import threading
 import traceback
-from types import FrameType
 from typing import Any
 
-from onestor_lib.agent import channel, client, crashpoints, errors, publish
+from onestor_lib.agent import channel, client, crashpoints, errors, publish, signals
 from onestor_lib.agent.operations import OPERATIONS, load
-
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Call:
@@ -125,8 +122,7 @@ def main(settings: dict[str, str], payload: bytes) -> None:
     """Serve until the connection ends; called by the bootstrap code with what started it."""
     crashpoints.choose(settings.get("crash_at", ""))
     client.payload = payload
-    for signum in _ENDING:
-        signal.signal(signum, _terminate)
+    signals.end_by_exception()
     os.umask(0o022)
     # Nothing but our messages may reach the connection: not an operation's print, not a program's.
     connection = os.dup(1)
@@ -138,9 +134,3 @@ def main(settings: dict[str, str], payload: bytes) -> None:
         server.serve()
     publish.discard_unfinished()
     os._exit(0)  # the reading thread may sit in a system call for ever
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    for each in _ENDING:
-        signal.signal(each, signal.SIG_IGN)  # once: a second must not break the clean-up
-    raise errors.Terminated

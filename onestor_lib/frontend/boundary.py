@@ -10,18 +10,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO, Callable
 
 import onestor_lib
-from onestor_lib.agent import crashpoints
+from onestor_lib.agent import crashpoints, signals
 from onestor_lib.agent.errors import OnestorError, ProgrammerError, Terminated, from_os_error
 from onestor_lib.frontend import config, log, message
 
@@ -81,8 +79,7 @@ def _run(
     journal: log.Log,
     work: Callable[[Request], str | None] | None,
 ) -> str | None:
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, _terminate)
+    signals.end_by_exception()
     warnings.simplefilter("ignore")  # a library's would go to stderr, which is oned's
     crashpoints.choose(os.environ.get(crashpoints.VARIABLE, ""))
     remotes = remotes_directory()
@@ -109,9 +106,3 @@ def _print(answer: str) -> None:
     with contextlib.suppress(BrokenPipeError):
         while view:
             view = view[os.write(1, view) :]
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    raise Terminated

@@ -15,7 +15,6 @@ from onestor_lib.agent.errors import (
     InvalidInput,
     Missing,
     OnestorError,
-    TransferFailed,
     from_os_error,
 )
 from onestor_lib.agent.server import Call
@@ -175,13 +174,9 @@ def _describe_file(file: Path, path: str, inspect: bool, step: str) -> image_for
 def _copy(
     fd: int, temporary: Path, path: str, digests: dict[str, str], sparse: bool, step: str
 ) -> None:
-    before = os.fstat(fd)
     target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        extents.copy(fd, target, before.st_size, sparse=sparse)
-        after, stored = os.fstat(fd), os.fstat(target).st_size
-        if stored != before.st_size or before.st_mtime_ns != after.st_mtime_ns:
-            raise TransferFailed(step, "the file was changed while it was copied", path=path)
+        extents.copy_file(fd, target, sparse=sparse, step=step, path=path)
         _check_digests(target, digests, path, step)
     finally:
         os.close(target)

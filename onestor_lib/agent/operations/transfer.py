@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import extents, transfer
-from onestor_lib.agent.errors import TransferFailed
 from onestor_lib.agent.server import Call
 
 
@@ -27,14 +26,9 @@ def copy_here(call: Call, *, path: str, temporary: str, sparse: bool) -> dict[st
     try:
         target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            before = os.fstat(source)
-            extents.copy(source, target, before.st_size, sparse=sparse)
-            after, copied = os.fstat(source), os.fstat(target).st_size
+            size = extents.copy_file(source, target, sparse=sparse, step="copy", path=path)
         finally:
             os.close(target)
     finally:
         os.close(source)
-    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not unchanged or copied != before.st_size:
-        raise TransferFailed("copy", "the file was changed while it was copied", path=path)
-    return {"size": before.st_size, "sent": 0}
+    return {"size": size, "sent": 0}

@@ -14,6 +14,7 @@ from onestor_lib.agent.errors import (
     OnedUnavailable,
     Superseded,
 )
+from onestor_lib.agent.image_format import FORMATS
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.config import Settings
@@ -22,11 +23,9 @@ from onestor_lib.frontend.services import transfer
 from onestor_lib.frontend.services.hosts import Hosts
 
 # States of a VM (contract section 2.5): numbers are part of the contract (known failure L4).
-ACTIVE, DONE = "3", "6"
+DONE = "6"
 PROLOG, CLEANUP_RESUBMIT, CLEANUP_DELETE = "1", "15", "23"
 STOPPED, UNDEPLOYED = "4", "9"
-
-_FORMATS = ("raw", "qcow2")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def describe(vm: xml.Element, target: arguments.VmPath) -> Disk:
     image_format = (disk.text("FORMAT") or disk.text("DRIVER") or "raw").lower()
     if disk.text("TYPE").upper() == "CDROM":
         image_format = "raw"
-    if image_format not in _FORMATS:
+    if image_format not in FORMATS:
         raise InvalidInput(step, f"the disk's format is {image_format!r}, not raw or qcow2")
     size = arguments.number(disk.text("SIZE", "0"), "SIZE of the disk")
     original = arguments.number(disk.text("ORIGINAL_SIZE", "0"), "ORIGINAL_SIZE of the disk")

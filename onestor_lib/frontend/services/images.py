@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from onestor_lib.agent.errors import InvalidInput
+from onestor_lib.agent.image_format import FORMATS
 from onestor_lib.frontend import arguments
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.message import Message
@@ -12,7 +13,6 @@ from onestor_lib.frontend.message import Message
 _STEP = "read the message"
 _FILE_DATASTORE = "2"
 _CDROM = "1"
-_FORMATS = ("raw", "qcow2")
 _DIGESTS = {"MD5": 32, "SHA1": 40, "SHA256": 64, "SHA512": 128}  # attribute: hexadecimal digits
 
 
@@ -42,7 +42,7 @@ def is_disk_image(message: Message) -> bool:
 def wanted_format(message: Message, configured: Settings) -> str:
     """The datastore's DRIVER, unless CONVERT=NO; "" for the format the file has."""
     driver = message.text("DATASTORE/TEMPLATE/DRIVER").lower()
-    if driver and driver not in _FORMATS:
+    if driver and driver not in FORMATS:
         raise InvalidInput(_STEP, f"DRIVER of the datastore is {driver!r}, not raw or qcow2")
     return driver if configured.yes("CONVERT") else ""
 
