@@ -1,92 +1,179 @@
 """Settings: one table of attributes with type, default and meaning, and where values come from.
 
-A value is looked for, in this order: in the disk's template, in the datastore's template, in the
-configuration file, in the table below. Which of the first two apply is the action's knowledge.
-The files have shell syntax and are read, never sourced: nothing in them is executed or expanded.
+A value is looked for, in this order: in the disk's template, in the templates of the image and the
+system datastore, in the configuration file, in the table below. The table says which templates may
+set what. The files have shell syntax and are read, never sourced: nothing in them is executed or
+expanded.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onestor_lib.agent.errors import InvalidInput
+from onestor_lib.agent.space import MB
 
 _STEP = "read the configuration"
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One setting: ``kind`` is yes/no, seconds, words, options, program or path.
+    """One setting: ``kind`` says how its value reads, ``templates`` whose template may set it.
 
-    ``in_templates``: may the template of a datastore or disk set it? Only what its owner may
-    decide; options of ssh or a program's name would be commands of the drivers' user.
+    Only what the owner of a "disk", "image" or "system" datastore's template may decide: options
+    of ssh or a program's name would be commands of the drivers' user.
     """
 
     name: str
     kind: str
     default: str
     meaning: str
-    in_templates: bool = False
+    templates: tuple[str, ...] = ()
 
+
+_DISK = ("disk", "image")
+_SYSTEM = ("system",)
+
+_COMMON = (
+    Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
+    Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
+    Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
+    Attribute("LOG_FILE", "path", "/var/log/one/onestor.log", "onestor's own log"),
+)
 
 TM_ATTRIBUTES = (
     Attribute(
-        "SPARSE",
+        "SPARSE", "yes/no", "YES", "NO: every disk gets all its blocks when it is made", _DISK
+    ),
+    Attribute(
+        "QCOW2_STANDALONE",
         "yes/no",
-        "YES",
-        "NO: every disk gets all its blocks when it is made",
-        in_templates=True,
+        "NO",
+        "YES: qcow2 disks are complete images, not overlays on the host's cached base",
+        _DISK,
+    ),
+    Attribute(
+        "QCOW2_OPTIONS",
+        "qcow2 options",
+        "",
+        "options for the overlays that qemu-img creates, as in -o cluster_size=2M; when neither the"
+        " environment nor this file sets it, /etc/one/tmrc may",
     ),
     Attribute(
         "CHECK_FREE_SPACE",
         "yes/no",
         "YES",
         "fail before a transfer when there is no room for it",
-        in_templates=True,
+        ("image", "system"),
     ),
     Attribute(
-        "REPLICA_COPY_LOCK_TIMEOUT", "seconds", "600", "longest wait for a lock somebody else holds"
+        "REPLICA_HOST",
+        "words",
+        "",
+        "the cluster's replica host; of several the first that answers serves",
+        _SYSTEM,
     ),
-    Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
+    Attribute(
+        "REPLICA_COPY_LOCK_TIMEOUT",
+        "seconds",
+        "600",
+        "longest wait for a lock whose holder makes no progress",
+    ),
+    Attribute(
+        "REPLICA_RECOVERY_SNAPS_DIR",
+        "path",
+        "/var/lib/one/datastores/replica_snaps",
+        "where the replica keeps recovery snapshots; what lies there counts as used by the cache",
+    ),
+    Attribute(
+        "REPLICA_SSH_OPTS",
+        "options",
+        "-c aes128-gcm@openssh.com -m umac-64@openssh.com",
+        "options for the ssh client that carries images from the replica to the hosts",
+    ),
+    Attribute(
+        "REPLICA_SSH_FE_OPTS",
+        "options",
+        "",
+        "options for the ssh client that carries images from the image datastore",
+    ),
+    Attribute(
+        "REPLICA_MAX_SIZE_MB",
+        "MB",
+        "",
+        "largest size of all cached images on the replica; when set, REPLICA_MAX_USED_PERC is not"
+        " looked at",
+        _SYSTEM,
+    ),
+    Attribute(
+        "REPLICA_MAX_USED_PERC",
+        "percent",
+        "90",
+        "the cache makes the replica's file system no fuller than this",
+        _SYSTEM,
+    ),
+    Attribute(
+        "HOST_CACHE_MAX_SIZE_MB", "MB", "", "REPLICA_MAX_SIZE_MB for the cache of a host", _SYSTEM
+    ),
+    Attribute(
+        "HOST_CACHE_MAX_USED_PERC",
+        "percent",
+        "90",
+        "REPLICA_MAX_USED_PERC for the cache of a host",
+        _SYSTEM,
+    ),
+    Attribute(
+        "CACHE_MIN_AGE",
+        "seconds",
+        "0",
+        "cached images that were used less long ago are not evicted",
+        _SYSTEM,
+    ),
+    Attribute(
+        "CACHE_ORPHAN_AGE",
+        "seconds",
+        "86400",
+        "interrupted transfers, and cached images that are no longer in their datastore, go when"
+        " they were not used for so long",
+        _SYSTEM,
+    ),
+    Attribute(
+        "REPLICA_BWLIMIT_MB_S",
+        "MB",
+        "",
+        "MB a second that image transfers over one link (a sending and a receiving machine) share",
+        _SYSTEM,
+    ),
+    Attribute("BULK_NICE", "niceness", "10", "nice(1) value of the processes that copy images"),
+    Attribute(
+        "BULK_IONICE",
+        "I/O class",
+        "best-effort:7",
+        'I/O priority of the same: "idle", "best-effort:0" to "best-effort:7", or "none"',
+    ),
     Attribute("STALL_TIMEOUT", "seconds", "60", "longest time a transfer may stand still"),
-    Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
-    Attribute("SSH_OPTS", "options", "", "options for the ssh client that carries image data"),
-    Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
-    Attribute("LOG_FILE", "path", "/var/log/one/onestor.log", "onestor's own log"),
+    *_COMMON,
 )
 
 DATASTORE_ATTRIBUTES = (
-    Attribute(
-        "SPARSE", "yes/no", "YES", "NO: images in the datastore have no holes", in_templates=True
-    ),
-    Attribute(
-        "CONVERT", "yes/no", "YES", "convert images to the datastore's DRIVER", in_templates=True
-    ),
+    Attribute("SPARSE", "yes/no", "YES", "NO: images in the datastore have no holes", ("image",)),
+    Attribute("CONVERT", "yes/no", "YES", "convert images to the datastore's DRIVER", ("image",)),
     Attribute(
         "RESTRICTED_DIRS",
         "words",
         "/",
         "directories that images may not be taken from",
-        in_templates=True,
+        ("image",),
     ),
+    Attribute("SAFE_DIRS", "words", "/var/tmp", "the exceptions from RESTRICTED_DIRS", ("image",)),
     Attribute(
-        "SAFE_DIRS", "words", "/var/tmp", "the exceptions from RESTRICTED_DIRS", in_templates=True
+        "CHECK_FREE_SPACE", "yes/no", "YES", "fail before a copy when there is no room", ("image",)
     ),
-    Attribute(
-        "CHECK_FREE_SPACE",
-        "yes/no",
-        "YES",
-        "fail before a copy when there is no room",
-        in_templates=True,
-    ),
-    Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
-    Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
-    Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
-    Attribute("LOG_FILE", "path", "/var/log/one/onestor.log", "onestor's own log"),
+    *_COMMON,
 )
 
 FILES = {
@@ -108,19 +195,19 @@ class Settings:
         self._values = {name: value for name, value in values.items() if value.strip()}
         self._origins = dict.fromkeys(self._values, origin)
 
-    def over(self, values: Mapping[str, str], origin: str) -> Settings:
-        """These settings with the non-empty ``values`` of a template taking precedence."""
+    def over(self, whose: str, read: Callable[[str], str], origin: str) -> Settings:
+        """These settings with the values of a template taking precedence.
+
+        ``whose`` template it is ("disk", "image", "system") decides which attributes count;
+        ``read`` gives the text of one, "" when it is not set.
+        """
         merged = Settings(tuple(self._attributes.values()), self._values)
         merged._origins = dict(self._origins)
-        for name, value in values.items():
-            if value.strip() and name in self.template_names():
+        for name, attribute in self._attributes.items():
+            if whose in attribute.templates and (value := read(name)).strip():
                 merged._values[name] = value
                 merged._origins[name] = origin
         return merged
-
-    def template_names(self) -> list[str]:
-        """The attributes that a template may set."""
-        return [name for name, each in self._attributes.items() if each.in_templates]
 
     def yes(self, name: str) -> bool:
         value = self._text(name).upper()
@@ -128,11 +215,15 @@ class Settings:
             raise self._bad(name, "YES or NO")
         return value == "YES"
 
-    def seconds(self, name: str) -> float:
-        value = self._text(name)
-        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) == 0:
-            raise self._bad(name, "a number of seconds, 1 or more")
-        return float(value)
+    def seconds(self, name: str, *, least: int = 1) -> float:
+        return float(self._number(name, least, 10**9, "seconds"))
+
+    def number(self, name: str, least: int, most: int) -> int:
+        return self._number(name, least, most, self._attributes[name].kind)
+
+    def megabytes(self, name: str) -> int | None:
+        """The value in bytes; None when there is none."""
+        return self._number(name, 1, 10**12, "MB") * MB if self._text(name) else None
 
     def words(self, name: str) -> list[str]:
         return self._text(name).split()
@@ -145,16 +236,24 @@ class Settings:
             raise self._bad(name, f"options ({error})") from None
 
     def program(self, name: str) -> str:
-        value = self._text(name)
-        if not re.fullmatch(r"[A-Za-z0-9_/][A-Za-z0-9_./-]*", value):
-            raise self._bad(name, "the name or path of a program")
-        return value
+        return self.text(name, r"[A-Za-z0-9_/][A-Za-z0-9_./-]*", "the name or path of a program")
 
     def path(self, name: str) -> Path:
+        return Path(self.text(name, "/.*", "an absolute path"))
+
+    def text(self, name: str, pattern: str, expected: str) -> str:
+        """A value that must match ``pattern``, which ``expected`` puts in words."""
         value = self._text(name)
-        if not value.startswith("/"):
-            raise self._bad(name, "an absolute path")
-        return Path(value)
+        if not re.fullmatch(pattern, value):
+            raise self._bad(name, expected)
+        return value
+
+    def _number(self, name: str, least: int, most: int, unit: str) -> int:
+        value = self._text(name)
+        if not re.fullmatch(r"[0-9]{1,13}", value) or not least <= int(value) <= most:
+            above = f"{least} or more" if most >= 10**9 else f"{least} to {most}"
+            raise self._bad(name, f"a number ({unit}), {above}")
+        return int(value)
 
     def _text(self, name: str) -> str:
         return self._values.get(name, self._attributes[name].default).strip()

@@ -143,12 +143,18 @@ def test_operations_all_exist() -> None:
         assert callable(load(name)), name
 
 
+def described(attribute: config.Attribute) -> str:
+    where = f"; template: {', '.join(attribute.templates)}" if attribute.templates else ""
+    return f"{attribute.meaning} ({attribute.kind}{where})"
+
+
 @pytest.mark.parametrize("kind", sorted(config.FILES))
 def test_settings_files_are_the_tables(kind: str) -> None:
     file, attributes = config.FILES[kind]
     text = (REMOTES / file).read_text(encoding="utf-8")
-    found = re.findall(r'^# (.*) \((.*)\)\n#([A-Z_]+)="(.*)"$', text, re.MULTILINE)
-    assert found == [(each.meaning, each.kind, each.name, each.default) for each in attributes]
+    entries = re.findall(r'((?:^# .*\n)+)#([A-Z_]+)="(.*)"$', text, re.MULTILINE)
+    found = [(comment.replace("\n# ", " ")[2:-1], name, value) for comment, name, value in entries]
+    assert found == [(described(each), each.name, each.default) for each in attributes]
     assert len(re.findall(r"^#?[A-Z_]+=", text, re.MULTILINE)) == len(attributes)
     assert config.parse(text, file) == {}, "everything is commented out"
     assert config.parse(re.sub(r"^#(?=[A-Z_]+=)", "", text, flags=re.MULTILINE), file) == {
