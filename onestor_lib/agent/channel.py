@@ -6,11 +6,14 @@ Every wait for the other side is bounded by :data:`SILENCE`: both sides send an 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import select
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from onestor_lib.agent.errors import HostUnreachable
@@ -18,6 +21,8 @@ from onestor_lib.agent.errors import HostUnreachable
 PULSE = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without any after which the other side counts as gone
 MAX_LINE = 16 << 20  # bytes
+
+_F_SETPIPE_SZ = 1031
 
 
 class ByteSource:
@@ -73,6 +78,7 @@ class Writer:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lock = threading.Lock()
+        os.set_blocking(fd, False)
 
     def send(self, message: dict[str, Any]) -> None:
         self._write(json.dumps(message).encode("ascii") + b"\n")
@@ -80,11 +86,33 @@ class Writer:
     def pulse(self) -> None:
         self._write(b"\n")
 
+    @contextlib.contextmanager
+    def raw(self) -> Iterator[Callable[[bytes | bytearray | memoryview, float], None]]:
+        """Keep the connection to raw bytes for the ``with`` block; yields what writes them."""
+        with self._lock:
+            self._put(b'{"stream": true}\n', SILENCE)
+            yield self._put
+
     def _write(self, line: bytes) -> None:
         with self._lock:
-            view = memoryview(line)
-            while view:
+            self._put(line, SILENCE)
+
+    def _put(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
+        view = memoryview(data)
+        while view:
+            if not select.select([], [self._fd], [], timeout)[1]:
+                raise TimeoutError
+            with contextlib.suppress(BlockingIOError):
                 view = view[os.write(self._fd, view) :]
+
+
+def widen(fd: int) -> None:
+    """Let a pipe hold a whole chunk, so that neither side waits for the other so often.
+
+    F_SETPIPE_SZ of fcntl(2); what is no pipe, or may not grow, stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, 1 << 20)
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class AgentClient:
         ``on_ask`` does this side's part when the operation asks for it; an error it raises is
         carried to the agent, which ends the operation with it.
         """
-        self.request(operation, arguments)
+        self._message({"op": operation, "args": arguments})
         while True:
             message = self._next_message(operation)
             if "ask" not in message:
@@ -136,17 +136,36 @@ class AgentClient:
                 self._message({"refusal": errors.to_json(error)})
                 # The agent gives the refusal back as its error, after it has cleaned up.
 
-    def request(self, operation: str, arguments: dict[str, Any], *, stream: bool = False) -> None:
-        """Send a request; with ``stream`` raw bytes follow through :meth:`send_raw`."""
-        message = {"op": operation, "args": arguments, **({"stream": True} if stream else {})}
-        self._message(message, last=stream)
+    def stream(self, operation: str, **arguments: Any) -> AgentClient:
+        """Ask for an operation that goes on in raw bytes: the last one of this connection.
 
-    def send_raw(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
+        What is returned reads and writes them (``onestor_lib.agent.frames.Pipe``). Raises the
+        operation's error if it fails before that.
+        """
+        self._message({"op": operation, "args": arguments, "stream": True}, last=True)
+        message = self._next_message(operation)
+        if "stream" not in message:
+            self._outcome(message)
+            raise HostUnreachable(operation, "no stream has come", host=self.host)
+        return self
+
+    def write(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
         """Bytes of a stream; ``TimeoutError`` when nothing moves for ``timeout`` seconds."""
         self._stream.send(data, timeout)
 
+    def read_exactly(self, count: int, timeout: float) -> bytearray:
+        """``count`` bytes of a stream; ``timeout`` bounds the wait for each next piece."""
+        while len(self._buffer) < count:
+            came = self._stream.receive(timeout)
+            if not came:
+                raise EOFError
+            self._buffer += came
+        block = self._buffer[:count]
+        del self._buffer[:count]
+        return block
+
     def result(self, operation: str) -> Any:
-        """The result of a streamed request."""
+        """The result of an operation behind its stream."""
         return self._outcome(self._next_message(operation))
 
     def close(self) -> None:
@@ -249,6 +268,7 @@ class ProcessStream:
         )
         for fd in (self._in, self._out, self._err):
             os.set_blocking(fd, False)
+            channel.widen(fd)
         self._said = bytearray()
 
     def send(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
@@ -274,7 +294,7 @@ class ProcessStream:
             if self._err in readable and not self._listen():
                 watched.remove(self._err)
             if self._out in readable:
-                return os.read(self._out, 1 << 16)
+                return os.read(self._out, 1 << 20)
 
     def last_words(self) -> str:
         self._end()

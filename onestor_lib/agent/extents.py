@@ -11,8 +11,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from onestor_lib.agent.chunks import CHUNK, is_zero
+from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.errors import TransferFailed
+
+PAGE = 4096  # bytes
+_PAGE_OF_ZEROS = bytes(PAGE)
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
@@ -93,16 +96,40 @@ def allocate(fd: int, size: int) -> None:
         os.posix_fallocate(fd, 0, size)
 
 
-def write_chunk(
-    fd: int, offset: int, block: bytes | bytearray | memoryview, *, sparse: bool
-) -> None:
-    """Write ``block``; when ``sparse``, a block of zeros is left as the hole it finds there."""
-    if sparse and is_zero(block):
-        return
+def write_chunk(fd: int, offset: int, block: bytes | bytearray | memoryview) -> None:
+    """Write all of ``block``."""
     view = memoryview(block)
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written
+
+
+def write_data(fd: int, offset: int, block: bytes | bytearray) -> None:
+    """Write ``block`` where the file has a hole so far, and leave holes where it is zeros.
+
+    By pages: a source whose data lies scattered must not grow to whole chunks (known failure A20).
+    """
+    if _PAGE_OF_ZEROS not in block:
+        write_chunk(fd, offset, block)
+        return
+    view = memoryview(block)
+    for start, end in _data_pages(view):
+        write_chunk(fd, offset + start, view[start:end])
+
+
+def _data_pages(view: memoryview) -> Iterator[tuple[int, int]]:
+    """The longest runs (start, end) of pages that are not all zeros."""
+    start = None
+    for page in range(0, len(view), PAGE):
+        block = view[page : page + PAGE]
+        is_data = block != _PAGE_OF_ZEROS[: len(block)]
+        if is_data and start is None:
+            start = page
+        if not is_data and start is not None:
+            yield start, page
+            start = None
+    if start is not None:
+        yield start, len(view)
 
 
 def read_exactly(fd: int, count: int, offset: int) -> bytes:
@@ -135,5 +162,5 @@ def _read_and_write(source: int, target: int, start: int, end: int) -> None:
         block = read_exactly(source, min(CHUNK, end - start), start)
         if not block:
             raise OSError(errno.EIO, "the file became shorter while it was copied")
-        write_chunk(target, start, block, sparse=False)
+        write_chunk(target, start, block)
         start += len(block)

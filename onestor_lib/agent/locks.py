@@ -3,6 +3,9 @@
 Lock files are never removed while their directory lives, never truncated by somebody who merely
 tries, and hold one line about the holder. A lock file may vanish with its directory (a VM was
 deleted): whoever gets a lock therefore makes sure that the name still leads to the file locked.
+
+A holder at long work says now and then that it makes progress (:meth:`Held.progress`, the time of
+the lock file); others wait as long as it does (known failure A5).
 """
 
 from __future__ import annotations
@@ -21,19 +24,86 @@ from onestor_lib.agent.errors import LockTimeout
 _PAUSE = 0.05  # seconds between two tries
 
 
+class Held:
+    """A lock that is held."""
+
+    def __init__(self, fd: int, path: Path, purpose: str) -> None:
+        self._fd, self._path, self._purpose = fd, path, purpose
+        self._sign()
+
+    def progress(self) -> None:
+        """Tell those who wait that the work goes on."""
+        os.utime(self._fd)
+
+    def share(self, timeout: float) -> None:
+        """Let others share the lock from now on.
+
+        The kernel may give it to somebody else in between (flock(2)): what was true under the
+        exclusive lock has to be asked again. Raises :class:`LockTimeout`.
+        """
+        _take(self._fd, self._path, fcntl.LOCK_SH, timeout)
+
+    def _sign(self) -> None:
+        who = f"{socket.gethostname()} pid {os.getpid()}"
+        note = f"{who}, {self._purpose} since {int(time.time())}\n"
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, note.encode("utf-8"), 0)
+
+
 @contextlib.contextmanager
-def exclusive(path: Path, *, purpose: str, timeout: float) -> Iterator[None]:
+def exclusive(path: Path, *, purpose: str, timeout: float) -> Iterator[Held]:
     """Hold the lock ``path`` for the ``with`` block; ``purpose`` is what others are told.
 
-    Raises :class:`LockTimeout` naming the holder after ``timeout`` seconds, and
-    ``FileNotFoundError`` when the directory is gone.
+    Raises :class:`LockTimeout` naming the holder after ``timeout`` seconds without progress of
+    the holder, and ``FileNotFoundError`` when the directory is gone.
     """
-    fd = _acquire(path, time.monotonic() + timeout, timeout)
+    with _locked(path, fcntl.LOCK_EX, timeout) as fd:
+        yield Held(fd, path, purpose)
+
+
+@contextlib.contextmanager
+def shared(path: Path, *, purpose: str, timeout: float) -> Iterator[Held]:
+    """As :func:`exclusive`, together with others who share the lock."""
+    with _locked(path, fcntl.LOCK_SH, timeout) as fd:
+        yield Held(fd, path, purpose)
+
+
+@contextlib.contextmanager
+def exclusive_now(path: Path, *, purpose: str) -> Iterator[bool]:
+    """Hold the lock for the ``with`` block if nobody else does; whether that is so."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(path, purpose=purpose, timeout=0))
+        except LockTimeout:
+            yield False
+            return
+        yield True
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock exclusively just now."""
     try:
-        _sign(fd, purpose)
-        yield
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     finally:
-        os.close(fd)  # ends the flock
+        os.close(fd)
+    return False
+
+
+def become_writer(fd: int, path: Path, timeout: float) -> None:
+    """Make sure that nobody else writes the open temporary ``path`` as long as ``fd`` is open.
+
+    A writer whose action has ended may need a while to notice; one that comes late finds that
+    the file has another name. Raises :class:`LockTimeout` and ``FileNotFoundError``.
+    """
+    _take(fd, path, fcntl.LOCK_EX, timeout)
+    if not _same_file(fd, path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def holder(path: Path) -> str:
@@ -46,26 +116,43 @@ def holder(path: Path) -> str:
     return "an unknown process"
 
 
-def _acquire(path: Path, deadline: float, timeout: float) -> int:
+@contextlib.contextmanager
+def _locked(path: Path, mode: int, timeout: float) -> Iterator[int]:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(fd, path, mode, timeout)
             if _same_file(fd, path):
-                return fd
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise LockTimeout(
-                    "wait for the lock", f"still held by {holder(path)} after {timeout:.0f} s",
-                    path=str(path),
-                ) from None  # fmt: skip
-        except OSError as error:
+                break
+        except BaseException:
             os.close(fd)
+            raise
+        os.close(fd)  # it was removed with its directory while we waited
+    try:
+        yield fd
+    finally:
+        os.close(fd)  # ends the flock
+
+
+def _take(fd: int, path: Path, mode: int, timeout: float) -> None:
+    seen = os.fstat(fd).st_mtime_ns
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
             if error.errno != errno.EINTR:
                 raise
-            continue
-        os.close(fd)
+        if not _same_file(fd, path):
+            return  # nobody will find it under this name any more
+        if (now := os.fstat(fd).st_mtime_ns) != seen:
+            seen, deadline = now, time.monotonic() + timeout
+        if time.monotonic() >= deadline:
+            cause = f"still held by {holder(path)} after {timeout:.0f} s"
+            raise LockTimeout("wait for the lock", cause, path=str(path))
         time.sleep(_PAUSE)
 
 
@@ -74,9 +161,3 @@ def _same_file(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
         return False
-
-
-def _sign(fd: int, purpose: str) -> None:
-    note = f"{socket.gethostname()} pid {os.getpid()}, {purpose} since {int(time.time())}\n"
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, note.encode("utf-8"), 0)

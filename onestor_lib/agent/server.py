@@ -4,6 +4,8 @@ Messages to the agent: ``{"op": name, "args": {...}}``, and while an operation w
 front-end's part, ``{"answer": {...}}`` or ``{"refusal": error}``. Messages from the agent:
 ``{"agent": {...}}`` once, then ``{"log": [severity, text]}``, ``{"progress": [done, total]}``,
 ``{"ask": question, ...}`` as they come, and ``{"result": ...}`` or ``{"error": {...}}`` last.
+A request with ``"stream": true`` is the last one; raw bytes follow in both directions, those of the
+agent behind ``{"stream": true}``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from onestor_lib.agent import channel, client, crashpoints, errors, publish, signals
@@ -36,19 +39,41 @@ class Call:
         """How many bytes of a long step are done."""
         self._server.writer.send({"progress": [done, total]})
 
-    def ask(self, question: str, **facts: Any) -> dict[str, Any]:
-        """Let the front-end do its part now; its refusal is raised here as the error it is."""
+    def ask(
+        self, question: str, *, meanwhile: Callable[[], None] = lambda: None, **facts: Any
+    ) -> dict[str, Any]:
+        """Let the front-end do its part now; its refusal is raised here as the error it is.
+
+        ``meanwhile`` is called every few seconds until then.
+        """
         self._server.writer.send({"ask": question, **facts})
-        message = self._server.next_message()
+        message = self._server.next_message(meanwhile)
         if "refusal" in message:
             raise errors.from_json(message["refusal"])
         answer = message.get("answer")
         return answer if isinstance(answer, dict) else {}
 
-    @property
-    def stream(self) -> channel.ByteSource:
-        """The raw bytes behind a request that was sent with ``"stream": true``."""
-        return self._server.source
+    def keep(self, context: contextlib.AbstractContextManager[Any]) -> Any:
+        """Enter ``context``, to be left at the end of the connection."""
+        return self._server.kept.enter_context(context)
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[_RawPipe]:
+        """The raw bytes of a request that was sent with ``"stream": true``, both ways."""
+        with self._server.writer.raw() as write:
+            yield _RawPipe(self._server.source, write)
+
+
+class _RawPipe:
+    """What :class:`onestor_lib.agent.frames.Pipe` asks for."""
+
+    def __init__(
+        self,
+        source: channel.ByteSource,
+        write: Callable[[bytes | bytearray | memoryview, float], None],
+    ) -> None:
+        self.read_exactly = source.read_exactly
+        self.write = write
 
 
 class Server:
@@ -60,6 +85,7 @@ class Server:
         # None: the connection is at its end
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._busy = False
+        self.kept = contextlib.ExitStack()
 
     def serve(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
@@ -73,8 +99,13 @@ class Server:
             if message.get("stream"):
                 return  # what is left of the stream is no message
 
-    def next_message(self) -> dict[str, Any]:
-        message = self._messages.get()
+    def next_message(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
+        while True:
+            try:
+                message = self._messages.get(timeout=channel.PULSE)
+                break
+            except queue.Empty:
+                meanwhile()
         if message is None:
             raise errors.Terminated
         return message
@@ -130,7 +161,9 @@ def main(settings: dict[str, str], payload: bytes) -> None:
     os.write(connection, b"\n" + client.GREETING)  # noise before it may lack its line end
     server = Server()
     server.writer = channel.Writer(connection)
-    with contextlib.suppress(errors.Terminated, BrokenPipeError):
+    for fd in (0, connection):
+        channel.widen(fd)
+    with contextlib.suppress(errors.Terminated, BrokenPipeError, TimeoutError), server.kept:
         server.serve()
     publish.discard_unfinished()
     os._exit(0)  # the reading thread may sit in a system call for ever

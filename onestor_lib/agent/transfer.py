@@ -1,38 +1,120 @@
-"""Moving the content of one file to another machine: data chunks only, verified before use.
+"""Moving the content of one file to another machine: only what is not there yet, verified.
 
-The sender starts an agent on the receiving machine through the OpenSSH client and streams frames
-to it; both sides digest what they see while the bytes are under way, so neither file is read
-twice. The receiver compares length and digest before it says that the file is complete.
-
-Frame: kind, offset, length, then ``length`` bytes. ``D`` carries data; ``P`` says that there is
-nothing but zeros so far; ``E`` ends the stream: its offset is the size of the file, its bytes are
-the sender's digest.
+One agent starts another through the OpenSSH client and they exchange frames
+(``onestor_lib.agent.frames``). Who has the file is the sender, whichever of the two has called the
+other. The receiver digests every chunk that arrives and compares with the sender's digest of the
+whole before it says that the file is complete; the sender digests what it reads only when no
+manifest says already what is in the file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
 import socket
-import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from onestor_lib.agent import chunks, client, crashpoints, extents
-from onestor_lib.agent.channel import ByteSource
-from onestor_lib.agent.chunks import CHUNK, ContentDigest
-from onestor_lib.agent.errors import (
-    HostUnreachable,
-    TransferFailed,
-    from_os_error,
-)
+from onestor_lib.agent import chunks, client, crashpoints, extents, frames, locks
+from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.chunks import CHUNK, NOTHING, Manifest
+from onestor_lib.agent.errors import HostUnreachable, TransferFailed, from_os_error
 
-_FRAME = struct.Struct(">cQI")
 _IN_FLIGHT = 16  # chunks held in memory by either side
 _REPORT = 0.5  # seconds between two progress messages
+
+DIFFERENT = "length or digest differ"
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class Sender:
+    """The sending side of one transfer."""
+
+    def __init__(
+        self,
+        pipe: frames.Pipe,
+        *,
+        stall: float,
+        on_progress: Progress = lambda done, total: None,
+        limit: Limit | None = None,
+    ) -> None:
+        self.sent = 0  # bytes of data
+        self._pipe, self._stall, self._limit = pipe, stall, limit
+        self._on_progress = on_progress
+        self._reported = time.monotonic()
+
+    def send(self, fd: int, size: int, known: Manifest | None = None) -> Manifest:
+        """Send what the receiver lacks of the open file; the manifest of all its content.
+
+        ``known`` is believed: when the file has other content, the receiver will notice.
+        Raises ``TimeoutError``, ``EOFError``, ``BrokenPipeError`` and ``ValueError``.
+        """
+        have = frames.read_manifest(self._pipe, size, self._stall)
+        manifest = known or Manifest(size)
+        with Pipeline(1) as work:
+            for index, block in self._missing(fd, manifest, have, work, known is not None):
+                offset = index * CHUNK
+                if offset >= size // 2:
+                    crashpoints.reach("send.half")
+                if block is None:
+                    self._frame(b"Z", offset)
+                    continue
+                if self._limit:
+                    self._limit.wait(len(block), self._sign_of_life)
+                self._frame(b"D", offset, block)
+                self.sent += len(block)
+        self._frame(b"E", size, manifest.digest().encode("ascii"))
+        self._on_progress(size, size)
+        return manifest
+
+    def _missing(
+        self, fd: int, manifest: Manifest, have: Manifest, work: Pipeline, known: bool
+    ) -> Iterator[tuple[int, bytes | None]]:
+        """The chunks to send, in order; None for one that has become zeros."""
+        size = manifest.size
+        data = manifest.data_chunks() if known else extents.data_chunks(fd, size)
+        last = -1
+        for index in heapq.merge(data, have.data_chunks()):
+            if index == last:
+                continue
+            last = index
+            self._report(index * CHUNK, size)
+            if known and manifest[index] == have[index]:
+                continue
+            block: bytes | None = None
+            if not known or manifest[index] != NOTHING:
+                block = extents.read_exactly(fd, min(CHUNK, size - index * CHUNK), index * CHUNK)
+                block = None if chunks.is_zero(block) else block
+            if block is None:
+                if have[index] != NOTHING:
+                    yield index, None
+                continue
+            if not known and have[index] == NOTHING:
+                work.submit(_digest, manifest, index, block)  # it is sent whatever it is
+            elif not known:
+                manifest[index] = chunks.chunk_digest(block)
+                if manifest[index] == have[index]:
+                    continue
+            yield index, block
+
+    def _frame(self, kind: bytes, offset: int, data: bytes = b"") -> None:
+        frames.write(self._pipe, kind, offset, data, timeout=self._stall)
+
+    def _report(self, done: int, total: int) -> None:
+        if time.monotonic() - self._reported > _REPORT:
+            self._on_progress(done, total)
+            self._sign_of_life()
+
+    def _sign_of_life(self) -> None:
+        self._frame(b"P", 0)
+        self._reported = time.monotonic()
 
 
 def send(
@@ -40,178 +122,200 @@ def send(
     argv: Sequence[str],
     *,
     host: str,
-    temporary: str,
+    size: int,
+    known: Manifest | None,
     stall: float,
-    on_progress: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Send the file ``path`` into the existing file ``temporary`` of ``host``.
+    on_progress: Progress,
+    bytes_per_second: int,
+    **target: Any,
+) -> tuple[Manifest, int]:
+    """Start the receiver's agent with ``argv`` and send it ``size`` bytes of the file ``path``.
 
-    ``argv`` starts the agent there. ``stall`` is how many seconds may pass without progress.
-    Returns size, digest and bytes sent. Raises :class:`TransferFailed` or
+    ``target`` says where the receiver puts them (see the operation ``transfer.receive``);
+    ``stall`` is how many seconds may pass without progress, ``bytes_per_second`` 0 for as fast as
+    possible. Returns the manifest and how many bytes crossed. Raises :class:`TransferFailed` or
     :class:`HostUnreachable` when the link is to blame, else what the receiver met.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fd = open_source(path)
     try:
         before = os.fstat(fd)
-        try:
-            digest, sent = _send_open(fd, before.st_size, argv, host, temporary, stall, on_progress)
-        except HostUnreachable as error:
-            # Two hosts are part of this hop, the fault may be on either (known failure C12).
-            step = f"{error.step} from {socket.gethostname()} to"
-            raise HostUnreachable(step, error.cause, host=host, path=error.path) from error
-        after = os.fstat(fd)
+        limit = Limit(host, bytes_per_second) if bytes_per_second else None
+        with client.AgentClient(client.ProcessStream(argv), host) as receiver:
+            receiver.start(client.payload)
+            crashpoints.reach("send.started")
+            pipe = receiver.stream("transfer.receive", size=size, stall=stall, **target)
+            sender = Sender(pipe, stall=stall, on_progress=on_progress, limit=limit)
+            found = None
+            try:
+                found = sender.send(fd, size, known)
+            except TimeoutError:
+                cause = f"nothing moved for {stall:.0f} s"
+                raise TransferFailed("send", cause, host=host, path=str(path)) from None
+            except (BrokenPipeError, EOFError, ValueError):
+                pass  # the receiver has ended: what it says is the reason
+            received = receiver.result("receive")
+            crashpoints.reach("send.ended")
+        if found is None or received.get("digest") != found.digest():
+            raise TransferFailed("send", "the receiver has other bytes", host=host, path=str(path))
+        require_unchanged(before, os.fstat(fd), path)
+    except HostUnreachable as error:
+        raise between(error, host) from error
     finally:
         os.close(fd)
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise TransferFailed("send", "the file was changed while it was sent", path=str(path))
-    return {"size": before.st_size, "digest": digest, "sent": sent}
+    return found, sender.sent
 
 
-def receive(source: ByteSource, temporary: Path, *, size: int, stall: float) -> dict[str, Any]:
-    """Write the stream into the existing file ``temporary``; returns size and digest.
+class Receiver:
+    """The receiving side of one transfer: fills the existing file ``temporary``.
 
-    Raises :class:`TransferFailed` unless exactly the announced bytes have come. The caller owns
-    the file and removes it then.
+    Entering the context opens the file, waits for any other writer of it to end and, with
+    ``reuse``, reads and digests what lies there already: chunks that the sender has just so are
+    not sent. ``host`` names the sender in errors. The caller owns the file and removes it when
+    anything here fails.
     """
-    step = "receive"
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError as error:
-        raise from_os_error(step, error, path=str(temporary)) from error
-    digest = ContentDigest(size)
-    crashpoints.reach("receive.started")
-    try:
-        with _Pipeline(2, digest) as work:
-            # What an earlier try wrote must not show through where this one sends no zeros.
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, size)
-            while True:
-                kind, offset, length = _FRAME.unpack(source.read_exactly(_FRAME.size, stall))
-                if length > CHUNK:
-                    raise TransferFailed(step, "the stream is damaged", path=str(temporary))
-                block = source.read_exactly(length, stall)
-                if kind == b"E":
-                    break
-                if kind == b"P":
-                    continue
-                if kind != b"D" or offset % CHUNK or offset + length > size:
-                    raise TransferFailed(step, "the stream is damaged", path=str(temporary))
-                if offset >= size // 2:
-                    crashpoints.reach("receive.half")
-                work.submit(_digest, offset // CHUNK, block)
-                work.submit(_write, fd, offset, block)
-        crashpoints.reach("receive.ended")
-        found = digest.hexdigest()
-        if offset != size or bytes(block).decode("ascii", "replace") != found:
-            raise TransferFailed(step, "length or digest differ", path=str(temporary))
-    except EOFError:
-        raise TransferFailed(step, "the sender went away", path=str(temporary)) from None
-    except TimeoutError:
-        raise TransferFailed(step, f"nothing came for {stall:.0f} s", path=str(temporary)) from None
-    except OSError as error:
-        raise from_os_error(step, error, path=str(temporary)) from error
-    finally:
-        os.close(fd)
-    return {"size": size, "digest": found}
 
+    def __init__(
+        self, temporary: Path, *, size: int, stall: float, reuse: bool, host: str = ""
+    ) -> None:
+        self._path, self._stall, self._host, self._reuse = temporary, stall, host, reuse
+        self.manifest = Manifest(size)
+        self.received = 0  # bytes of data
 
-def _send_open(
-    fd: int,
-    size: int,
-    argv: Sequence[str],
-    host: str,
-    temporary: str,
-    stall: float,
-    on_progress: Callable[[int, int], None],
-) -> tuple[str, int]:
-    """Start the receiver and stream to it; the digest both have found, and the bytes sent."""
-    with client.AgentClient(client.ProcessStream(argv), host) as receiver:
-        receiver.start(client.payload)
-        crashpoints.reach("send.started")
-        arguments = {"temporary": temporary, "size": size, "stall": stall}
-        receiver.request("transfer.receive", arguments, stream=True)
+    def __enter__(self) -> Receiver:
+        self._stack = contextlib.ExitStack()
         try:
-            digest, sent = _stream(fd, size, receiver, stall, on_progress)
-        except TimeoutError:
-            cause = f"nothing moved for {stall:.0f} s"
-            raise TransferFailed("send", cause, host=host, path=temporary) from None
-        except BrokenPipeError:
-            digest, sent = "", 0  # the receiver has ended: what it says is the reason
-        received = receiver.result("receive")
-        crashpoints.reach("send.ended")
-    if received.get("digest") != digest:
-        raise TransferFailed("send", "the receiver has other bytes", host=host, path=temporary)
-    return digest, sent
-
-
-def _stream(
-    fd: int,
-    size: int,
-    receiver: client.AgentClient,
-    stall: float,
-    on_progress: Callable[[int, int], None],
-) -> tuple[str, int]:
-    """Send all data chunks and the end frame; the digest and how many bytes went out."""
-    digest = ContentDigest(size)
-    sent = 0
-    reported = time.monotonic()
-    with _Pipeline(1, digest) as work:
-        for index in extents.data_chunks(fd, size):
-            offset = index * CHUNK
-            block = extents.read_exactly(fd, min(CHUNK, size - offset), offset)
-            if time.monotonic() - reported > _REPORT:
-                on_progress(offset, size)
-                receiver.send_raw(_FRAME.pack(b"P", offset, 0), stall)
-                reported = time.monotonic()
-            if chunks.is_zero(block):
-                continue
-            if offset >= size // 2:
-                crashpoints.reach("send.half")
-            work.submit(_digest, index, block)
-            receiver.send_raw(_FRAME.pack(b"D", offset, len(block)), stall)
-            receiver.send_raw(block, stall)
-            sent += len(block)
-    found = digest.hexdigest()
-    receiver.send_raw(_FRAME.pack(b"E", size, len(found)) + found.encode("ascii"), stall)
-    on_progress(size, size)
-    return found, sent
-
-
-def _digest(index: int, block: bytes | bytearray) -> tuple[int, bytes]:
-    return index, chunks.chunk_digest(block)
-
-
-def _write(fd: int, offset: int, block: bytearray) -> None:
-    extents.write_chunk(fd, offset, block, sparse=False)
-
-
-class _Pipeline:
-    """A few threads that digest and write while the next chunk is read, with bounded memory.
-
-    Hashing and system calls let other threads run, so this overlaps for real. Digests are folded
-    in the order of their tasks. The first error of a task is raised at the next :meth:`submit` or
-    at the end of the ``with`` block.
-    """
-
-    def __init__(self, threads: int, digest: ContentDigest) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-        self._digest = digest
-        self._pending: deque[Future[tuple[int, bytes] | None]] = deque()
-
-    def submit(self, task: Callable[..., tuple[int, bytes] | None], *arguments: Any) -> None:
-        self._pending.append(self._pool.submit(task, *arguments))
-        if len(self._pending) >= _IN_FLIGHT:
-            self._take()
-
-    def _take(self) -> None:
-        found = self._pending.popleft().result()
-        if found:
-            self._digest.fold(*found)
-
-    def __enter__(self) -> _Pipeline:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW)
+            self._stack.callback(os.close, self._fd)
+            locks.become_writer(self._fd, self._path, self._stall)
+            crashpoints.reach("receive.started")
+            size = self.manifest.size
+            if not self._reuse:
+                # What an earlier try wrote must not show through where this one sends no zeros.
+                os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, size)
+            if self._reuse:
+                self.manifest = digests_of(self._fd, size)
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def receive(self, pipe: frames.Pipe) -> Manifest:
+        """Write what the sender has; the manifest of the complete file.
+
+        Raises :class:`TransferFailed` unless the file has exactly the sender's content.
+        """
+        try:
+            frames.write_manifest(pipe, self.manifest, self._stall)
+            with Pipeline(2) as work:
+                kind, offset, data = self._take_all(pipe, work)
+        except EOFError:
+            raise self._failed("the sender went away") from None
+        except TimeoutError:
+            raise self._failed(f"nothing came for {self._stall:.0f} s") from None
+        except ValueError as error:
+            raise self._failed(str(error)) from None
+        except OSError as error:
+            raise from_os_error("receive", error, path=str(self._path)) from error
+        if kind == b"X":
+            raise frames.error_of(data, self._host)
+        crashpoints.reach("receive.ended")
+        found = self.manifest.digest()
+        if offset != self.manifest.size or data.decode("ascii", "replace") != found:
+            raise self._failed(DIFFERENT)
+        return self.manifest
+
+    def _take_all(self, pipe: frames.Pipe, work: Pipeline) -> tuple[bytes, int, bytearray]:
+        """Write the chunks as they come; the frame that ended them."""
+        manifest, size = self.manifest, self.manifest.size
+        while True:
+            kind, offset, data = frames.read(pipe, self._stall)
+            if kind in (b"E", b"X"):
+                return kind, offset, data
+            if kind == b"P":
+                continue
+            index, misfit = divmod(offset, CHUNK)
+            length = min(CHUNK, size - offset)
+            wanted = {b"D": length, b"Z": 0}.get(kind)
+            if misfit or length < 1 or len(data) != wanted:
+                raise ValueError("the stream is damaged")
+            if offset >= size // 2:
+                crashpoints.reach("receive.half")
+            if kind == b"Z":
+                work.submit(extents.write_chunk, self._fd, offset, bytes(length))
+                manifest[index] = NOTHING
+                continue
+            write = extents.write_data if manifest[index] == NOTHING else extents.write_chunk
+            work.submit(_digest, manifest, index, data)
+            work.submit(write, self._fd, offset, data)
+            self.received += length
+
+    def _failed(self, cause: str) -> TransferFailed:
+        return TransferFailed("receive", cause, host=self._host, path=str(self._path))
+
+
+def digests_of(fd: int, size: int) -> Manifest:
+    """The manifest of a file that lies here."""
+    manifest = Manifest(size)
+    with Pipeline(2) as work:
+        for index in extents.data_chunks(fd, size):
+            block = extents.read_exactly(fd, min(CHUNK, size - index * CHUNK), index * CHUNK)
+            work.submit(_digest, manifest, index, block)
+    return manifest
+
+
+def open_source(path: Path) -> int:
+    """Open a file to read all of it; the caller closes it. A FIFO does not hold us."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise from_os_error("open", error, path=str(path)) from error
+
+
+def require_unchanged(before: os.stat_result, after: os.stat_result, path: Path) -> None:
+    """Raise :class:`TransferFailed` when a file was changed between two looks at it."""
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise TransferFailed("send", "the file was changed while it was read", path=str(path))
+
+
+def between(error: HostUnreachable, host: str) -> HostUnreachable:
+    """The error with both ends of the hop named: the fault may be on either (failure C12)."""
+    step = f"{error.step} from {socket.gethostname()} to"
+    return HostUnreachable(step, error.cause, host=host, path=error.path)
+
+
+def _digest(manifest: Manifest, index: int, block: bytes | bytearray) -> None:
+    manifest[index] = chunks.chunk_digest(block)
+
+
+class Pipeline:
+    """A few threads that digest and write while the next chunk is read, with bounded memory.
+
+    Hashing and system calls let other threads run, so this overlaps for real. The first error of
+    a task is raised at the next :meth:`submit` or at the end of the ``with`` block.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._pending: deque[Future[None]] = deque()
+
+    def submit(self, task: Callable[..., None], *arguments: Any) -> None:
+        self._pending.append(self._pool.submit(task, *arguments))
+        if len(self._pending) >= _IN_FLIGHT:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._pool.shutdown(wait=True)
         while error is None and self._pending:
-            self._take()
+            self._pending.popleft().result()
