@@ -14,42 +14,56 @@ from pathlib import Path
 VARIABLE = "ONESTOR_CRASH_AT"
 NOTE = Path("/var/tmp/onestor-crashed-at")
 
-_ALL_PLACING = ("tm.clone", "tm.ln")
-_ALL_IMPORTING = ("datastore.cp",)
+# Clones by way of the host's cache: of a raw image, and of a qcow2 image as an overlay.
+_WHOLE, _THIN = ("tm.clone",), ("tm.clone thin",)
+_CLONING = (*_WHOLE, *_THIN)
+_PLACING = (*_CLONING, "tm.ln")
+_IMPORTING = ("datastore.cp",)
 
 POINTS: dict[str, tuple[str, ...]] = {
-    "place.prepared": _ALL_PLACING,
-    "place.received": _ALL_PLACING,
-    "place.recorded": _ALL_PLACING,
+    "room.made": _CLONING,
+    "fill.noted": _CLONING,
+    "fill.started": _CLONING,
+    "fill.received": _CLONING,
+    "fill.synced": _CLONING,
+    "fill.recorded": _CLONING,
+    "fill.renamed": _CLONING,
+    "evict.image": ("eviction",),
+    "evict.sidecar": ("eviction",),
+    "place.prepared": _PLACING,
+    "place.received": (*_WHOLE, "tm.ln"),
+    "place.overlaid": _THIN,
+    "place.recorded": _PLACING,
     "place.snapshots": ("tm.ln",),
-    "publish.created": _ALL_PLACING + _ALL_IMPORTING,
-    "publish.synced": _ALL_PLACING + _ALL_IMPORTING,
-    "publish.linked": _ALL_PLACING + _ALL_IMPORTING,
-    "publish.renamed": _ALL_PLACING,
-    "publish.done": _ALL_PLACING + _ALL_IMPORTING,
-    "send.started": _ALL_PLACING,
-    "send.half": _ALL_PLACING,
-    "send.ended": _ALL_PLACING,
-    "receive.started": _ALL_PLACING,
-    "receive.half": _ALL_PLACING,
-    "receive.ended": _ALL_PLACING,
-    "import.copied": _ALL_IMPORTING,
-    "import.inspected": _ALL_IMPORTING,
+    "place.based": _THIN,
+    "publish.created": (*_PLACING, *_IMPORTING),
+    "publish.synced": (*_PLACING, *_IMPORTING),
+    "publish.linked": (*_PLACING, *_IMPORTING),
+    "publish.renamed": _PLACING,
+    "publish.done": (*_PLACING, *_IMPORTING),
+    "send.started": _PLACING,
+    "send.half": _PLACING,
+    "send.ended": _PLACING,
+    "receive.started": _PLACING,
+    "receive.half": _PLACING,
+    "receive.ended": _PLACING,
+    "import.copied": _IMPORTING,
+    "import.inspected": _IMPORTING,
     "delete.renamed": ("tm.delete",),
     "delete.removed": ("tm.delete",),
     "delete.disk": ("tm.delete",),
     "rm.companions": ("datastore.rm",),
     "rm.image": ("datastore.rm",),
-    "frontend.decided": _ALL_PLACING,
-    "frontend.sent": _ALL_PLACING,
-    "frontend.placed": _ALL_PLACING,
+    "frontend.decided": _PLACING,
+    "frontend.sent": _PLACING,
+    "frontend.placed": _PLACING,
 }
 
 _chosen = ""
 
 
 def names(action: str) -> list[str]:
-    """The points that ``action`` ("tm.clone", "datastore.cp") passes, in no order."""
+    """The points that ``action`` ("tm.clone thin", "datastore.cp") passes, in no order."""
     return [name for name, actions in POINTS.items() if action in actions]
 
 

@@ -103,6 +103,12 @@ class Superseded(OnestorError):
     exit_code = 10
 
 
+class CacheFailed(OnestorError):
+    """The cache has no room or cannot be used; the image itself may be fine."""
+
+    exit_code = 12
+
+
 class OnedUnavailable(OnestorError):
     """oned's API did not answer, or refused the request."""
 
@@ -127,7 +133,7 @@ _CLASSES = {
     cls.__name__: cls
     for cls in (
         OnestorError, InvalidInput, NotAllowed, Missing, NoSpace, CommandFailed, HostUnreachable,
-        TransferFailed, LockTimeout, Superseded, OnedUnavailable, ProgrammerError,
+        TransferFailed, LockTimeout, Superseded, CacheFailed, OnedUnavailable, ProgrammerError,
     )
 }  # fmt: skip
 

@@ -25,6 +25,9 @@ from types import TracebackType
 
 from onestor_lib.agent import crashpoints
 
+# What link(2) says where there are no hard links, or not to that file.
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
 _NAME = re.compile(
     r"^\.(?P<final>.+)\.(?P<host>[\w-]*)-(?P<boot>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)"
     r"-[0-9a-f]{16}\.tmp$"
@@ -76,6 +79,18 @@ class Temporary:
                 raise
             return  # the sweep takes it; what went wrong first is what matters
         _unfinished.discard(self.path)
+
+    def become_link(self, other: Path) -> bool:
+        """Be another name of the file ``other`` instead; False where that is not possible."""
+        link = self.path.with_name(temporary_name(self.final.name))
+        try:
+            os.link(other, link, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+        link.rename(self.path)
+        return True
 
     def publish(self, *, mode: int = 0o660, replace: bool = False) -> None:
         """Give the complete content its final name, durably.
@@ -213,7 +228,7 @@ def _link(temporary: Path, final: Path) -> None:
     try:
         os.link(temporary, final, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in _NO_LINK:
             raise
         # A file system without hard links: as close as one can get there.
         if os.path.lexists(final):

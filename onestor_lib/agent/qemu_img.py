@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from onestor_lib.agent import process
@@ -29,6 +30,21 @@ def virtual_size(path: Path, image_format: str, *, step: str) -> int:
 def grow(path: Path, image_format: str, size: int, *, step: str) -> None:
     """Make the image ``size`` bytes large for the guest; the new part is a hole."""
     argv = [QEMU_IMG, "resize", "-q", "-f", image_format, str(path), str(size)]
+    process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
+
+
+def create_overlay(
+    path: Path, backing: str, size: int, options: Sequence[str], *, step: str
+) -> None:
+    """Make ``path`` an empty qcow2 overlay, of ``size`` bytes, on the qcow2 file ``backing``.
+
+    ``backing`` is relative to the directory of ``path`` and need not be there yet: -u keeps
+    qemu-img from opening it. ``options`` are ``name=value`` pairs (QCOW2_OPTIONS).
+    """
+    argv = [QEMU_IMG, "create", "-q", "-f", "qcow2", "-u", "-b", backing, "-F", "qcow2"]
+    if options:
+        argv += ["-o", ",".join(options)]
+    argv += [str(path), str(size)]
     process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
 
 

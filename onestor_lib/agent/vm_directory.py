@@ -17,8 +17,9 @@ from typing import Any
 
 from onestor_lib.agent import crashpoints, locks, publish
 
-MARKER = ".monitor"  # names the driver to the host probe (contract section 4.1)
-DRIVER = "onestor"
+MARKER = ".monitor"  # tells the host probe what a datastore's directory is (contract section 4.1)
+DRIVER = "onestor"  # in a system datastore: whose monitor_ds to run
+REPLICA = "replica"  # in an image datastore: a replica's cache
 
 
 def record_path(disk: Path) -> Path:
@@ -36,6 +37,11 @@ def snapshots_path(disk: Path) -> Path:
     return disk.parent / f"{disk.name}.snap"
 
 
+def base_path(disk: Path) -> Path:
+    """The hard link to the cached image that ``disk`` is an overlay on."""
+    return disk.parent / f"{disk.name}.base"
+
+
 def read_record(disk: Path) -> dict[str, Any]:
     """What the record says; nothing when it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
@@ -50,10 +56,10 @@ def write_record(disk: Path, record: dict[str, Any]) -> None:
     publish.write_file(record_path(disk), json.dumps(record).encode("ascii") + b"\n")
 
 
-def mark_monitored(datastore: Path) -> None:
-    """Let the host's probe find our ``monitor_ds`` for this datastore; never an empty marker."""
+def mark(datastore: Path, name: str) -> None:
+    """Tell the host's probe what this directory is; never by an empty marker."""
     marker = datastore / MARKER
-    wanted = f"{DRIVER}\n".encode("ascii")
+    wanted = f"{name}\n".encode("ascii")
     with contextlib.suppress(OSError):
         if marker.read_bytes() == wanted:
             return
@@ -64,6 +70,12 @@ def forget_record(disk: Path) -> None:
     """Remove the record of a disk that is not there after all."""
     if not os.path.lexists(disk):
         publish.remove(record_path(disk))
+
+
+def forget_base(disk: Path) -> None:
+    """Remove the base of a disk that is not there after all."""
+    if not os.path.lexists(disk):
+        publish.remove(base_path(disk))
 
 
 def forget_snapshots(disk: Path) -> None:
@@ -116,7 +128,7 @@ def _remove_if_bare(path: Path) -> None:
         path.rmdir()
     except OSError:
         if marked:
-            mark_monitored(path)  # another VM has come meanwhile and relies on it
+            mark(path, DRIVER)  # another VM has come meanwhile and relies on it
         raise
 
 
@@ -131,13 +143,14 @@ def set_aside(path: Path) -> Path:
 def remove_disk(disk: Path) -> bool:
     """Remove a disk and all that belongs to it alone; whether there was anything.
 
-    The disk goes last: as long as it is there, a repeated delete finds the rest by its name.
+    The disk goes last but for its base, without which it would have other content.
     """
     there = False
-    for path in (snapshots_path(disk), disk.parent / f"{disk.name}.base", record_path(disk)):
+    for path in (snapshots_path(disk), record_path(disk)):
         there |= publish.remove(path)
     crashpoints.reach("delete.disk")
     there |= publish.remove(disk)
+    there |= publish.remove(base_path(disk))
     if there:
         publish.sync_dir(disk.parent)
     return there

@@ -4,66 +4,89 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import crashpoints, extents, publish, qemu_img, space, vm_directory
 from onestor_lib.agent import image_format as formats
-from onestor_lib.agent.errors import InvalidInput, Missing, OnestorError, Superseded, TransferFailed
+from onestor_lib.agent.cache import fill
+from onestor_lib.agent.errors import (
+    InvalidInput,
+    Missing,
+    OnestorError,
+    Superseded,
+    TransferFailed,
+    from_os_error,
+)
 from onestor_lib.agent.server import Call
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a disk shall be.
+
+    ``thin``: an overlay, made with ``qcow2_options``, on a base that it shares with other VMs;
+    else a file of its own. ``grow_to`` is the size in bytes the guest shall see, 0 for the
+    image's own.
+    """
+
+    image_format: str
+    thin: bool
+    qcow2_options: list[str]
+    grow_to: int
+    sparse: bool
+    convert_timeout: float
 
 
 def place(
     call: Call,
     *,
     path: str,
-    image_format: str,
+    shape: dict[str, Any],
     source: dict[str, Any],
-    grow_to: int,
-    sparse: bool,
+    image: dict[str, Any] | None,
     check_space: bool,
     record: dict[str, Any],
     retry: bool,
     lock_timeout: float,
-    convert_timeout: float,
-) -> None:
+) -> dict[str, Any]:
     """Put a complete disk at ``path``, or leave everything as it is.
 
-    ``source`` describes the image: size and allocated bytes, and its snapshots by id. The
-    front-end is asked twice: for the ``content`` of the disk and of each snapshot, which it has
-    sent into the temporary named in the question, and, at the very end, whether the disk is
-    ``wanted`` still (contract section 8, trap 8). ``grow_to`` is the size in bytes the guest shall
-    see, 0 for the image's own. ``record`` is kept beside the disk; ``retry`` says that the VM has
-    not run since the last try.
+    ``source`` describes the image: size and allocated bytes, and its snapshots by id; ``image``
+    says what to have in the cache, None to go past it. The front-end is asked for the ``content``
+    of what has to come, which it has sent into the temporary named in the question, and, at the
+    very end, whether the disk is ``wanted`` still (contract section 8, trap 8). ``record`` is kept
+    beside the disk; ``retry`` says that the VM has not run since the last try. Returns whether the
+    image was in the cache ("hit", "miss", or "none" for past it).
     """
-    disk = Path(path)
+    disk, form = Path(path), Shape(**shape)
     directory, datastore = disk.parent, disk.parent.parent
     publish.sweep(datastore)
     with vm_directory.created(directory), _noticing_deletion(directory) as require_same:
         publish.sweep(directory)
-        with vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout):
-            if check_space:
-                space.require(directory, _needed(source, image_format, grow_to, sparse))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout)
+            )
+            if check_space and not (image and form.thin):
+                space.require(directory, _needed(source, form))
             crashpoints.reach("place.prepared")
-            with publish.Temporary(disk) as temporary, contextlib.ExitStack() as stack:
-                _fetch(call, temporary.path, source["size"], item="disk")
-                crashpoints.reach("place.received")
-                final = _shape(temporary, image_format, grow_to, sparse, convert_timeout, stack)
-                snapshots = _fetch_snapshots(call, disk, source["snapshots"], stack)
-                call.ask("wanted")
-                require_same()  # what follows goes by names: not those of a successor's directory
-                with _undone_on_failure() as undo:
-                    ours = _settle(call, disk, record, retry, undo)
-                    undo.callback(vm_directory.forget_record, disk)
-                    vm_directory.write_record(disk, record)
-                    crashpoints.reach("place.recorded")
-                    if snapshots:
-                        undo.callback(vm_directory.forget_snapshots, disk)
-                        snapshots.rename(vm_directory.snapshots_path(disk))
-                        crashpoints.reach("place.snapshots")
-                    vm_directory.mark_monitored(datastore)
-                    final.publish(mode=0o660, replace=ours)
+            had = _cached(call, image, datastore.parent, stack)
+            new = _NewDisk(call, disk, form, source, check_space, stack)
+            new.prepare(had)
+            call.ask("wanted")
+            require_same()  # what follows goes by names: not those of a successor's directory
+            with _undone_on_failure() as undo:
+                ours = _settle(call, disk, record, retry, undo)
+                undo.callback(vm_directory.forget_record, disk)
+                vm_directory.write_record(disk, record)
+                crashpoints.reach("place.recorded")
+                vm_directory.mark(datastore, vm_directory.DRIVER)
+                new.put_in_place(ours, undo)
+    return {"cache": "none" if had is None else "hit" if had.is_hit else "miss"}
 
 
 def delete(call: Call, *, path: str) -> dict[str, bool]:
@@ -79,8 +102,118 @@ def delete_directory(call: Call, *, path: str) -> dict[str, bool]:
     return {"removed": removed}
 
 
+def _cached(
+    call: Call, image: dict[str, Any] | None, root: Path, stack: contextlib.ExitStack
+) -> fill.Had | None:
+    """The image in this machine's cache, held until ``stack`` ends; None to do without.
+
+    Whatever is wrong with the cache must not fail the VM: one warning, then the image comes past
+    it (known failure A18).
+    """
+    if image is None:
+        return None
+    try:
+        return stack.enter_context(fill.held(call, fill.Wanted.from_json(image), root))
+    except OnestorError as error:
+        call.log("WARN", f"the image goes past the cache of {socket.gethostname()}: {error}")
+        return None
+
+
+class _NewDisk:
+    """A disk in the making: temporaries beside their final names, until it is published."""
+
+    def __init__(
+        self,
+        call: Call,
+        disk: Path,
+        shape: Shape,
+        source: dict[str, Any],
+        check_space: bool,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._call, self._disk, self._shape, self._source = call, disk, shape, source
+        self._check_space, self._stack = check_space, stack
+        self._base: publish.Temporary | None = None
+        self._snapshots: Path | None = None
+        self._file = stack.enter_context(publish.Temporary(disk))
+
+    def prepare(self, had: fill.Had | None) -> None:
+        """Make everything that will be published, from the cached image if there is one."""
+        shape, temporary = self._shape, self._file.path
+        if had and shape.thin:
+            self._base = _take_base(had.entry.image, self._disk, self._stack)
+            size = max(shape.grow_to, self._source["virtual_size"])
+            backing = vm_directory.base_path(self._disk).name
+            qemu_img.create_overlay(
+                temporary, backing, size, shape.qcow2_options, step="create overlay"
+            )
+            crashpoints.reach("place.overlaid")
+            return
+        if had:
+            _copy_cached(had.entry.image, temporary, self._source["size"])
+        else:
+            if self._check_space and shape.thin:
+                space.require(self._disk.parent, _needed(self._source, shape))
+            _fetch(self._call, temporary, self._source["size"], item="disk")
+        crashpoints.reach("place.received")
+        self._file = _shape(self._file, shape, self._stack)
+        self._snapshots = _fetch_snapshots(
+            self._call, self._disk, self._source["snapshots"], self._stack
+        )
+
+    def put_in_place(self, replace: bool, undo: contextlib.ExitStack) -> None:
+        """Give it all its final names; the disk itself comes last."""
+        if self._snapshots:
+            undo.callback(vm_directory.forget_snapshots, self._disk)
+            self._snapshots.rename(vm_directory.snapshots_path(self._disk))
+            crashpoints.reach("place.snapshots")
+        if self._base:
+            undo.callback(vm_directory.forget_base, self._disk)
+            self._publish_base(self._base)
+            crashpoints.reach("place.based")
+        self._file.publish(mode=0o660, replace=replace and os.path.lexists(self._disk))
+        if replace and not self._base:
+            publish.remove(vm_directory.base_path(self._disk))  # of the overlay that was here
+
+    def _publish_base(self, base: publish.Temporary) -> None:
+        final = vm_directory.base_path(self._disk)
+        if os.path.lexists(final):
+            if os.path.samefile(final, base.path):
+                return
+            # An earlier try's overlay must never be seen on another base than its own.
+            publish.take_away(self._disk)
+        base.publish(mode=0o444, replace=os.path.lexists(final))
+
+
+def _take_base(cached: Path, disk: Path, stack: contextlib.ExitStack) -> publish.Temporary:
+    """The cached image as the base of ``disk``: a hard link, a copy where that is not possible."""
+    base = stack.enter_context(publish.Temporary(vm_directory.base_path(disk)))
+    if not base.become_link(cached):
+        _copy_cached(cached, base.path, cached.stat().st_size)
+    return base
+
+
+def _copy_cached(cached: Path, temporary: Path, size: int) -> None:
+    """Copy an image of this machine's cache, sharing its blocks where the file system can."""
+    step = "copy from the cache"
+    try:
+        source = os.open(cached, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                copied = extents.copy_file(source, target, sparse=True, step=step, path=str(cached))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+    except OSError as error:
+        raise from_os_error(step, error, path=str(temporary)) from error
+    if copied != size:
+        raise TransferFailed(step, f"it has {copied} of {size} bytes", path=str(cached))
+
+
 def _fetch(call: Call, temporary: Path, size: int, *, item: str) -> None:
-    call.ask("content", item=item, temporary=str(temporary))
+    call.ask("content", item=item, temporary=str(temporary), manifest="", reuse=False)
     if (arrived := temporary.stat().st_size) != size:
         raise TransferFailed(
             "receive", f"{arrived} of {size} bytes have arrived", path=str(temporary)
@@ -103,25 +236,20 @@ def _fetch_snapshots(
 
 
 def _shape(
-    temporary: publish.Temporary,
-    image_format: str,
-    grow_to: int,
-    sparse: bool,
-    timeout: float,
-    stack: contextlib.ExitStack,
+    temporary: publish.Temporary, shape: Shape, stack: contextlib.ExitStack
 ) -> publish.Temporary:
     """Give the disk its size, and with SPARSE=NO its blocks; the temporary with the result."""
-    path = temporary.path
+    path, image_format, grow_to = temporary.path, shape.image_format, shape.grow_to
     if grow_to and grow_to > qemu_img.virtual_size(path, image_format, step="inspect disk"):
         qemu_img.grow(path, image_format, grow_to, step="resize disk")
         size = qemu_img.virtual_size(path, image_format, step="inspect disk")
         if size != grow_to:
             cause = f"it has {size} bytes instead of {grow_to}"
             raise OnestorError("resize disk", cause, path=str(path))
-    if sparse:
+    if shape.sparse:
         return temporary
     if image_format == "qcow2":
-        return _allocate_qcow2(temporary, timeout, stack)
+        return _allocate_qcow2(temporary, shape.convert_timeout, stack)
     with path.open("r+b") as file:
         extents.allocate(file.fileno(), os.fstat(file.fileno()).st_size)
     return temporary
@@ -165,12 +293,13 @@ def _settle(
 ) -> bool:
     """Clear the disk's name; True when what lies there is our own earlier try, to be replaced."""
     snapshots = vm_directory.snapshots_path(disk)
-    here = [path for path in (disk, snapshots) if os.path.lexists(path)]
+    names = (disk, snapshots, vm_directory.base_path(disk))
+    here = [path for path in names if os.path.lexists(path)]
     if not here:
         return False
     if _is_own_try(vm_directory.read_record(disk), record, retry):
         publish.remove(snapshots)
-        return os.path.lexists(disk)
+        return True
     for path in here:
         aside = vm_directory.set_aside(path)
         undo.callback(_restore, aside, path, disk)
@@ -198,12 +327,12 @@ def _is_own_try(known: dict[str, Any], record: dict[str, Any], retry: bool) -> b
     return bool(known) and all(known.get(key) == record[key] for key in same)
 
 
-def _needed(source: dict[str, Any], image_format: str, grow_to: int, sparse: bool) -> int:
-    """Bytes the disk takes at most while it is put in place, its snapshots included."""
-    if sparse:
+def _needed(source: dict[str, Any], shape: Shape) -> int:
+    """Bytes a disk of its own takes at most while it is put in place, its snapshots included."""
+    if shape.sparse:
         return int(source["allocated"])
-    full = max(source["size"], source["virtual_size"], grow_to)
-    copies = source["size"] if image_format == "qcow2" else 0
+    full = max(source["size"], source["virtual_size"], shape.grow_to)
+    copies = source["size"] if shape.image_format == "qcow2" else 0
     return int(full + copies + source["snapshots_allocated"])
 
 

@@ -5,44 +5,34 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, extents, image_format, paths, publish, qemu_img, space
-from onestor_lib.agent.chunks import CHUNK
-from onestor_lib.agent.errors import (
-    InvalidInput,
-    Missing,
-    OnestorError,
-    from_os_error,
+from onestor_lib.agent import (
+    crashpoints,
+    extents,
+    image_format,
+    origin,
+    paths,
+    publish,
+    qemu_img,
+    space,
+    transfer,
 )
+from onestor_lib.agent.cache.entry import Entry
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.errors import InvalidInput, OnestorError, from_os_error
 from onestor_lib.agent.server import Call
 
 
 def describe(call: Call, *, path: str, image_format: str, snapshots: bool) -> dict[str, Any]:
-    """What has to be known of a registered image before it is copied.
+    """What has to be known of a registered image before it is copied."""
+    return origin.describe(Path(path), image_format, snapshots=snapshots)
 
-    Sizes and allocated space in bytes, and with ``snapshots`` the size of each snapshot by id: of
-    ``<image>.snap/`` the files with a number for a name and nothing else (known failure A14).
-    """
-    step = "read image"
-    size, allocated, virtual = _facts(Path(path), image_format, step)
-    found: dict[str, int] = {}
-    snapshots_allocated = 0
-    directory = Path(path + ".snap")
-    if snapshots and directory.is_dir():
-        for file in sorted(directory.iterdir()):
-            if file.name.isascii() and file.name.isdigit():
-                found[file.name], blocks, _ = _facts(file, image_format, step)
-                snapshots_allocated += blocks
-    return {
-        "size": size,
-        "allocated": allocated + snapshots_allocated,
-        "virtual_size": virtual,
-        "snapshots": found,
-        "snapshots_allocated": snapshots_allocated,
-    }
+
+def missing(call: Call, *, directory: str, names: list[str]) -> dict[str, list[str]]:
+    """Which of the files ``names`` are not in ``directory``; none when that is not there itself."""
+    return {"names": origin.missing(Path(directory), names)}
 
 
 def measure(call: Call, *, path: str, rules: dict[str, list[str]], inspect: bool) -> dict[str, Any]:
@@ -104,6 +94,7 @@ def import_file(
             crashpoints.reach("import.inspected")
             call.ask("wanted")
             final.publish(mode=0o660)
+            _keep_manifest(directory / name)
     except OSError as error:
         place = "" if error.filename else base  # writing by descriptor tells no name
         raise from_os_error(step, error, path=place) from error
@@ -120,6 +111,10 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
     image = paths.inside(path, base, step="remove image")
     companions = [image.parent / (image.name + ending) for ending in (".snap", ".md5sum")]
     there = [publish.remove(companion) for companion in companions]
+    entry = Entry(image)
+    if entry.is_hidden:
+        entry.drop()  # the cache of this machine had it, too
+    publish.remove(origin.manifest_path(image))
     crashpoints.reach("rm.companions")
     there.append(publish.remove(image))
     crashpoints.reach("rm.image")
@@ -129,28 +124,15 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
     return {"removed": any(there)}
 
 
-def _facts(path: Path, image_format_name: str, step: str) -> tuple[int, int, int]:
-    """Size, allocated and virtual size in bytes of an image in the format OpenNebula recorded."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not hold us
-    except FileNotFoundError:
-        raise Missing(step, "no such file", path=str(path)) from None
-    except OSError as error:
-        raise from_os_error(step, error, path=str(path)) from error
-    try:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
-            raise InvalidInput(step, "not a regular file", path=str(path))
-        head = (
-            extents.read_exactly(fd, image_format.HEAD, 0) if image_format_name == "qcow2" else b""
-        )
-    finally:
-        os.close(fd)
-    virtual = facts.st_size
-    if image_format_name == "qcow2":
-        virtual = image_format.describe_qcow2(head, step=step, path=str(path)).virtual_size
-    # Preallocated blocks behind the end are not copied; the last chunk may be allocated whole.
-    return facts.st_size, min(facts.st_blocks * 512, facts.st_size + CHUNK), virtual
+def _keep_manifest(image: Path) -> None:
+    """Digest the new image while its content is in memory still: no transfer has to do it again."""
+    with contextlib.suppress(OnestorError, OSError):  # it can be made later
+        fd = transfer.open_source(image)
+        try:
+            manifest = transfer.digests_of(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+        origin.Origin(image).keep(manifest)
 
 
 def _describe_open(fd: int, path: str, inspect: bool, step: str) -> image_format.Description:

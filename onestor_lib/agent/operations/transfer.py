@@ -3,32 +3,190 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import extents, transfer
+from onestor_lib.agent import client, extents, origin, priority, publish, transfer
+from onestor_lib.agent.cache.record import Version
+from onestor_lib.agent.chunks import Manifest
+from onestor_lib.agent.errors import HostUnreachable, TransferFailed
 from onestor_lib.agent.server import Call
 
 
-def send(call: Call, *, path: str, **options: Any) -> dict[str, Any]:
-    """Send a file of this machine to another one, see :func:`onestor_lib.agent.transfer.send`."""
-    return transfer.send(Path(path), on_progress=call.progress, **options)
+def send(
+    call: Call,
+    *,
+    path: str,
+    version: dict[str, int] | None,
+    argv: list[str],
+    host: str,
+    stall: float,
+    bytes_per_second: int,
+    bulk: dict[str, Any],
+    **target: Any,
+) -> dict[str, Any]:
+    """Send a file of this machine to another one, where it goes as :func:`receive` is told.
+
+    ``version`` is the one that is wanted; ``argv`` starts the agent on ``host``. The manifest
+    that is kept of an image spares the digesting; without one it is made and kept.
+    """
+    priority.lower(**bulk)
+    image = origin.Origin(Path(path), Version.from_json(version) if version else None)
+    known = image.manifest()
+    found, sent = transfer.send(
+        image.path,
+        argv,
+        host=host,
+        size=image.version.size,
+        known=known,
+        stall=stall,
+        on_progress=call.progress,
+        bytes_per_second=bytes_per_second,
+        bulk=bulk,
+        **target,
+    )
+    if known is None and version:
+        image.keep(found)
+    return {"size": found.size, "digest": found.digest(), "sent": sent}
 
 
-def receive(call: Call, *, temporary: str, **options: Any) -> dict[str, Any]:
-    """Receive what :func:`send` streams behind this request."""
-    return transfer.receive(call.stream, Path(temporary), **options)
+def receive(
+    call: Call,
+    *,
+    temporary: str,
+    manifest: str,
+    reuse: bool,
+    size: int,
+    stall: float,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
+    """Receive what :func:`send` streams behind this request into the file ``temporary``.
+
+    ``manifest`` names the file for the manifest, "" for none. With ``reuse`` what lies in the
+    temporary already is not sent again.
+    """
+    priority.lower(**bulk)
+    receiver = transfer.Receiver(Path(temporary), size=size, stall=stall, reuse=reuse)
+    with receiver, call.streaming() as pipe:
+        found = receiver.receive(pipe)
+    return _received(found, manifest)
 
 
-def copy_here(call: Call, *, path: str, temporary: str, sparse: bool) -> dict[str, Any]:
+def pull(
+    call: Call,
+    *,
+    argv: list[str],
+    host: str,
+    image: dict[str, Any],
+    marker: str,
+    temporary: str,
+    manifest: str,
+    reuse: bool,
+    stall: float,
+    bytes_per_second: int,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
+    """Fetch an image from the cache of the replica ``host`` into the file ``temporary``.
+
+    ``argv`` starts the agent there, which asks for the content itself if it has none: its
+    questions are passed on. When what arrives is not what the replica has recorded, the replica's
+    entry is checked; a damaged one is dropped, filled anew and fetched again.
+    """
+    priority.lower(**bulk)
+    size = int(image["version"]["size"])
+    sending = {"stall": stall, "bytes_per_second": bytes_per_second, "bulk": bulk}
+    for is_last in (False, True):
+        with transfer.Receiver(
+            Path(temporary), size=size, stall=stall, reuse=reuse, host=host
+        ) as receiver:
+            try:
+                found = _fetch(call, receiver, argv, host, image, marker, sending)
+                return {**_received(found, manifest), "sent": receiver.received}
+            except TransferFailed as error:
+                if is_last or error.cause != transfer.DIFFERENT:
+                    raise
+        if not (wrong := _verify_there(argv, host, image)):
+            raise TransferFailed(
+                "receive", "the replica has sent other bytes", host=host, path=image["path"]
+            )
+        call.log("WARN", f"the entry of {image['path']} on {host} was dropped: {wrong}")
+        reuse = False
+    raise AssertionError("unreachable")
+
+
+def copy_here(
+    call: Call,
+    *,
+    path: str,
+    version: dict[str, int] | None,
+    temporary: str,
+    manifest: str,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
     """Copy a file of this machine into the existing file ``temporary`` of this machine."""
-    source = os.open(path, os.O_RDONLY)
+    priority.lower(**bulk)
+    image = origin.Origin(Path(path), Version.from_json(version) if version else None)
+    source = transfer.open_source(image.path)
     try:
         target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            size = extents.copy_file(source, target, sparse=sparse, step="copy", path=path)
+            os.ftruncate(target, 0)
+            size = extents.copy_file(source, target, sparse=True, step="copy", path=path)
+            if manifest:
+                return {**_received(transfer.digests_of(target, size), manifest), "sent": 0}
         finally:
             os.close(target)
     finally:
         os.close(source)
     return {"size": size, "sent": 0}
+
+
+def _received(found: Manifest, manifest: str) -> dict[str, Any]:
+    if manifest:
+        publish.write_file(Path(manifest), found.to_bytes())
+    return {"size": found.size, "digest": found.digest()}
+
+
+def _fetch(
+    call: Call,
+    receiver: transfer.Receiver,
+    argv: list[str],
+    host: str,
+    image: dict[str, Any],
+    marker: str,
+    sending: dict[str, Any],
+) -> Manifest:
+    with _agent(argv, host, call.log) as replica:
+        replica.call("cache.hold", on_ask=_pass_on(call, host), image=image, marker=marker)
+        pipe = replica.stream("cache.read", receiver=socket.gethostname(), **sending)
+        return receiver.receive(pipe)
+
+
+def _verify_there(argv: list[str], host: str, image: dict[str, Any]) -> str:
+    with _agent(argv, host, lambda severity, text: None) as replica:
+        timeout = image["lock_timeout"]
+        found = replica.call("cache.verify", path=image["path"], lock_timeout=timeout)
+    return str(found["wrong"])
+
+
+def _agent(argv: list[str], host: str, on_log: Callable[[str, str], None]) -> client.AgentClient:
+    """An agent on another machine, started from here."""
+    agent = client.AgentClient(client.ProcessStream(argv), host, on_log=on_log)
+    try:
+        agent.start(client.payload)
+    except HostUnreachable as error:
+        agent.close()
+        raise transfer.between(error, host) from error
+    return agent
+
+
+def _pass_on(call: Call, host: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Answer the questions of the replica's agent with those of the front-end."""
+
+    def ask(question: dict[str, Any]) -> dict[str, Any]:
+        facts = {name: value for name, value in question.items() if name != "ask"}
+        return call.ask(str(question["ask"]), **{**facts, "host": host})
+
+    return ask

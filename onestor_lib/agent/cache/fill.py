@@ -1,0 +1,179 @@
+"""Having an image in the cache: a hit, or one fill however many want it at once.
+
+Whether the entry is there is asked again under the lock that guards the fill, so those who have
+waited transfer nothing (known failure A4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from onestor_lib.agent import crashpoints, locks, vm_directory
+from onestor_lib.agent.cache import room
+from onestor_lib.agent.cache.entry import Entry, chunks_of, may_be_cached
+from onestor_lib.agent.cache.record import Record, Version
+from onestor_lib.agent.errors import CacheFailed, NoSpace, OnestorError, from_os_error
+
+_ROUNDS = 5
+
+
+class Dialogue(Protocol):
+    """The front-end's side of an operation (``onestor_lib.agent.server.Call``)."""
+
+    def ask(
+        self, question: str, *, meanwhile: Callable[[], None] = ..., **facts: Any
+    ) -> dict[str, Any]: ...
+
+    def log(self, severity: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The image to have, in which version, and what it may cost.
+
+    ``needed`` bytes it takes in the cache, ``headroom`` bytes must be left for what is made of it;
+    ``purpose`` is what others are told who wait; ``is_replica``: this machine serves others, too.
+    """
+
+    path: Path
+    version: Version
+    needed: int
+    headroom: int
+    is_replica: bool
+    limits: room.Limits
+    lock_timeout: float
+    purpose: str
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Wanted:
+        """What the front-end asks for."""
+        return cls(
+            Path(facts["path"]),
+            Version.from_json(facts["version"]),
+            int(facts["needed"]),
+            int(facts["headroom"]),
+            bool(facts["is_replica"]),
+            room.Limits(**facts["limits"]),
+            float(facts["lock_timeout"]),
+            str(facts["purpose"]),
+        )
+
+
+@dataclass(frozen=True)
+class Had:
+    """The entry as it is held."""
+
+    entry: Entry
+    record: Record
+    is_hit: bool
+
+
+@contextlib.contextmanager
+def held(call: Dialogue, wanted: Wanted, root: Path) -> Iterator[Had]:
+    """Hold the entry, filled if need be, for the ``with`` block: it is neither changed nor evicted.
+
+    Raises :class:`CacheFailed`, :class:`LockTimeout` and what the transfer has met.
+    """
+    if not may_be_cached(wanted.path, root):
+        raise CacheFailed("use the cache", "not in an image datastore", path=str(wanted.path))
+    with contextlib.ExitStack() as stack:
+        with _explained(wanted.path):
+            had = _take(call, wanted, stack)
+            if wanted.is_replica and not had.entry.is_hidden:
+                vm_directory.mark(wanted.path.parent, vm_directory.REPLICA)
+        yield had
+
+
+def _take(call: Dialogue, wanted: Wanted, stack: contextlib.ExitStack) -> Had:
+    """Enter the lock of the entry into ``stack`` when the entry is there."""
+    wanted.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    was_there = True
+    for _ in range(_ROUNDS):
+        with contextlib.ExitStack() as attempt:
+            lock = Entry(wanted.path).lock
+            attempt.enter_context(
+                locks.shared(lock, purpose=wanted.purpose, timeout=wanted.lock_timeout)
+            )
+            if found := _found(wanted):
+                stack.push(attempt.pop_all())
+                return Had(*found, was_there)
+        with contextlib.ExitStack() as attempt:
+            mine = attempt.enter_context(
+                locks.exclusive(lock, purpose=wanted.purpose, timeout=wanted.lock_timeout)
+            )
+            if not _found(wanted):
+                was_there = False
+                _fill(call, wanted, mine)
+            mine.share(wanted.lock_timeout)
+            if found := _found(wanted):  # the lock may have been somebody else's in between
+                stack.push(attempt.pop_all())
+                return Had(*found, was_there)
+    raise CacheFailed("use the cache", "the image is evicted again and again", path=str(lock))
+
+
+def _found(wanted: Wanted) -> tuple[Entry, Record] | None:
+    entry = Entry(wanted.path)
+    record = entry.find(wanted.version)
+    if record is None:
+        return None
+    entry.mark_used()
+    return entry, record
+
+
+def _fill(call: Dialogue, wanted: Wanted, lock: locks.Held) -> None:
+    """Bring the image into the cache; its lock is held exclusively."""
+    entry = Entry(wanted.path)
+    entry.finish()
+    if entry.find(wanted.version):
+        return
+    room.reserve(
+        entry, wanted.needed, wanted.version, wanted.limits, headroom=wanted.headroom,
+        timeout=wanted.lock_timeout, say=call.log,
+    )  # fmt: skip
+    try:
+        part, reuse = entry.new_part()
+        crashpoints.reach("fill.started")
+        answer = call.ask(
+            "content",
+            item="image",
+            temporary=str(part),
+            manifest=str(chunks_of(part)),
+            reuse=reuse,
+            meanwhile=lock.progress,
+        )
+        crashpoints.reach("fill.received")
+        entry.publish(part, wanted.version, str(answer["digest"]), str(answer["source"]))
+    except OnestorError as error:
+        if not error.retryable:
+            entry.give_up()
+        raise
+    except OSError:
+        entry.give_up()
+        raise
+    _drop_orphans(call, wanted)
+
+
+def _drop_orphans(call: Dialogue, wanted: Wanted) -> None:
+    """Ask which long unused entries are of images that are no more, and remove those (B15)."""
+    directory = wanted.path.parent
+    names = room.orphan_candidates(directory, wanted.limits.orphan_age)
+    if names:
+        gone = call.ask("gone", directory=str(directory), names=names).get("names", [])
+        for name in set(gone) & set(names):
+            room.drop_idle(directory / name, "the image is no more", call.log)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """An ``OSError`` of the cache's own work as what it means."""
+    try:
+        yield
+    except OSError as error:
+        found = from_os_error("use the cache", error, path="" if error.filename else str(path))
+        if isinstance(found, NoSpace):
+            raise found from error
+        raise CacheFailed(found.step, found.cause, path=found.path) from error

@@ -1,0 +1,112 @@
+"""What is written down about an image: its version and the digests of its chunks.
+
+One file: a line of JSON, then the manifest. A hit needs the line only. What is empty, cut or
+garbage counts as nothing, and nothing never equals anything (known failure A9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import publish
+from onestor_lib.agent.chunks import Manifest
+
+_LONGEST_LINE = 1 << 12  # bytes
+
+
+@dataclass(frozen=True)
+class Version:
+    """What tells one content of a file from another without reading it (known failure A10)."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> Version:
+        return cls(facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+    @classmethod
+    def from_json(cls, facts: Any) -> Version:
+        """Raises ``ValueError`` for anything but three numbers."""
+        try:
+            version = cls(facts["size"], facts["mtime_ns"], facts["inode"])
+        except (KeyError, TypeError):
+            raise ValueError("no version") from None
+        if not all(type(value) is int for value in (version.size, version.mtime_ns, version.inode)):
+            raise ValueError("no version")
+        return version
+
+    def to_json(self) -> dict[str, int]:
+        return {"size": self.size, "mtime_ns": self.mtime_ns, "inode": self.inode}
+
+
+@dataclass(frozen=True)
+class Record:
+    """``version`` of the origin; ``local`` of the file beside the record, where that is a copy.
+
+    Times are seconds since the epoch; ``source`` is the host the content came from.
+    """
+
+    version: Version
+    digest: str
+    local: Version
+    source: str = ""
+    filled: int = field(default_factory=lambda: int(time.time()))
+    verified: int = field(default_factory=lambda: int(time.time()))
+
+    def write(self, path: Path, manifest: Manifest) -> None:
+        """Replace the record ``path``, whole and durable."""
+        line = json.dumps(
+            {
+                "version": self.version.to_json(),
+                "digest": self.digest,
+                "local": self.local.to_json(),
+                "source": self.source,
+                "filled": self.filled,
+                "verified": self.verified,
+            }
+        )
+        publish.write_file(path, line.encode("ascii") + b"\n" + manifest.to_bytes())
+
+    def describes(self, file: Path) -> bool:
+        """Whether ``file`` is, by its looks, what was recorded."""
+        with contextlib.suppress(OSError):
+            return Version.of(file.lstat()) == self.local
+        return False
+
+
+def read(path: Path) -> Record | None:
+    """What the record says; None when there is none to be trusted."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with path.open("rb") as file:
+            line = file.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n"):
+            return None
+        facts = json.loads(line)
+        return Record(
+            Version.from_json(facts["version"]),
+            str(facts["digest"]),
+            Version.from_json(facts["local"]),
+            str(facts["source"]),
+            int(facts["filled"]),
+            int(facts["verified"]),
+        )
+    return None
+
+
+def read_manifest(path: Path, record: Record) -> Manifest | None:
+    """The manifest behind the record's line; None when it is not the one the line speaks of."""
+    with contextlib.suppress(OSError, ValueError):
+        with path.open("rb") as file:
+            file.readline(_LONGEST_LINE)
+            manifest = Manifest(record.version.size, file.read())
+        if manifest.digest() == record.digest:
+            return manifest
+    return None
