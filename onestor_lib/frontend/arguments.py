@@ -56,10 +56,17 @@ def arg_path(word: str) -> str:
 
 def location(word: str) -> Location:
     """Parse ``host:path``; raises :class:`InvalidInput`."""
-    host = arg_host(word)
-    if not _HOST.fullmatch(host):
+    name = arg_host(word)
+    if not name:
         raise InvalidInput(_STEP, f"no host in {word!r}")
-    return Location(host, checked_path(arg_path(word)))
+    return Location(host(name), checked_path(arg_path(word)))
+
+
+def host(word: str) -> str:
+    """``word`` when it is the name or address of a host; raises :class:`InvalidInput`."""
+    if not _HOST.fullmatch(word):
+        raise InvalidInput(_STEP, f"{word!r} is no host")
+    return word
 
 
 def checked_path(path: str) -> str:

@@ -29,7 +29,7 @@ _FAILURES = (
 
 
 class Client:
-    """The four questions a driver has; each answer is the object's XML.
+    """The questions a driver has; each answer is XML.
 
     Raises :class:`Missing` for an object that oned does not know and :class:`OnedUnavailable`
     when it cannot be asked.
@@ -47,13 +47,20 @@ class Client:
     def image(self, image_id: int) -> documents.Element:
         return self._info("image", image_id)
 
+    def hosts(self) -> documents.Element:
+        """All hosts: what is known of one by its name only has to be looked for there."""
+        return self._ask("one.hostpool.info", "the hosts")
+
     def _info(self, kind: str, object_id: int) -> documents.Element:
-        step = f"ask oned for {kind} {object_id}"
+        return self._ask(f"one.{kind}.info", f"{kind} {object_id}", object_id)
+
+    def _ask(self, method: str, what: str, *arguments: int) -> documents.Element:
+        step = f"ask oned for {what}"
         url = endpoint()
         try:
             proxy = xmlrpc.client.ServerProxy(url, transport=_transport(url))
             with proxy:
-                answer = getattr(proxy, f"one.{kind}.info")(_session(), object_id)
+                answer = getattr(proxy, method)(_session(), *arguments)
         except _FAILURES as error:
             raise OnedUnavailable(step, f"{url}: {error}") from None
         if not isinstance(answer, list) or len(answer) < 2:
@@ -61,7 +68,7 @@ class Client:
         if answer[0] is not True:
             error_class = Missing if answer[2:3] == [_NO_EXISTS] else OnedUnavailable
             raise error_class(step, str(answer[1]))
-        return documents.parse(str(answer[1]).encode("utf-8"), f"{kind} {object_id}")
+        return documents.parse(str(answer[1]).encode("utf-8"), what)
 
 
 def endpoint() -> str:

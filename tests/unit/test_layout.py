@@ -152,12 +152,12 @@ def described(attribute: config.Attribute) -> str:
 def test_settings_files_are_the_tables(kind: str) -> None:
     file, attributes = config.FILES[kind]
     text = (REMOTES / file).read_text(encoding="utf-8")
-    entries = re.findall(r'((?:^# .*\n)+)#([A-Z_]+)="(.*)"$', text, re.MULTILINE)
+    entries = re.findall(r'((?:^# .*\n)+)#([A-Z0-9_]+)="(.*)"$', text, re.MULTILINE)
     found = [(comment.replace("\n# ", " ")[2:-1], name, value) for comment, name, value in entries]
     assert found == [(described(each), each.name, each.default) for each in attributes]
-    assert len(re.findall(r"^#?[A-Z_]+=", text, re.MULTILINE)) == len(attributes)
+    assert len(re.findall(r"^#?[A-Z0-9_]+=", text, re.MULTILINE)) == len(attributes)
     assert config.parse(text, file) == {}, "everything is commented out"
-    assert config.parse(re.sub(r"^#(?=[A-Z_]+=)", "", text, flags=re.MULTILINE), file) == {
+    assert config.parse(re.sub(r"^#(?=[A-Z0-9_]+=)", "", text, flags=re.MULTILINE), file) == {
         each.name: each.default for each in attributes
     }
 

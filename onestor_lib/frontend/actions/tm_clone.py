@@ -8,4 +8,4 @@ from onestor_lib.frontend.services.disks import Placement
 
 def run(request: Request) -> None:
     """``clone fe:SOURCE host:DIR/disk.i vmid dsid``; the target may be kernel or initrd, too."""
-    Placement("clone", request.argv, request.settings, request.log).run(snapshots=False)
+    Placement("clone", request.argv, request.settings, request.log).run(persistent=False)

@@ -8,4 +8,4 @@ from onestor_lib.frontend.services.disks import Placement
 
 def run(request: Request) -> None:
     """``ln fe:SOURCE host:DIR/disk.i vmid dsid``: "link" in name only, the file is copied."""
-    Placement("ln", request.argv, request.settings, request.log).run(snapshots=True)
+    Placement("ln", request.argv, request.settings, request.log).run(persistent=True)

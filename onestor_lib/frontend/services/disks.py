@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from onestor_lib.agent import crashpoints
-from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import (
     InvalidInput,
     Missing,
@@ -16,11 +16,12 @@ from onestor_lib.agent.errors import (
 )
 from onestor_lib.agent.image_format import FORMATS
 from onestor_lib.agent.space import MB
-from onestor_lib.frontend import arguments, oned, xml
+from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import transfer
 from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.origin import Origin
+from onestor_lib.frontend.services.supply import Supply
 
 # States of a VM (contract section 2.5): numbers are part of the contract (known failure L4).
 DONE = "6"
@@ -35,14 +36,14 @@ class Disk:
     image_id: str  # "" for what is no image disk: kernel, initrd
     image_format: str
     grow_to: int  # bytes, 0: as large as the image
-    attributes: dict[str, str]
+    template: xml.Element | None = None
 
 
 def describe(vm: xml.Element, target: arguments.VmPath) -> Disk:
     """The disk that ``target`` is, from the VM's template; raises :class:`InvalidInput`."""
     step = "read the VM's template"
     if target.disk_id is None:
-        return Disk("", "raw", 0, {})
+        return Disk("", "raw", 0)
     for disk in vm.all("TEMPLATE/DISK"):
         if disk.text("DISK_ID") == str(target.disk_id):
             break
@@ -59,7 +60,7 @@ def describe(vm: xml.Element, target: arguments.VmPath) -> Disk:
         disk.text("IMAGE_ID"),
         image_format,
         size * MB if size > original > 0 else 0,
-        {name: disk.text(name) for name in ("SPARSE",)},
+        disk,
     )
 
 
@@ -79,46 +80,46 @@ class Placement:
         self.configured = settings
         self.log = log
 
-    def run(self, *, snapshots: bool) -> None:
-        """Do it; ``snapshots`` brings the image's snapshots, too."""
+    def run(self, *, persistent: bool) -> None:
+        """Do it; a ``persistent`` image comes with its snapshots and goes past every cache.
+
+        It is used by one VM and has other content afterwards (known failure A15).
+        """
         begin = time.monotonic()
         vm = self.oned.vm(self.vm_id)
         disk = describe(vm, self.target)
-        settings = self._settings(disk)
+        settings, bridges = self._settings(disk)
         hosts = Hosts(settings, self.log)
         sequence = _sequence(vm)
-        sparse = settings.yes("SPARSE")
         crashpoints.reach("frontend.decided")
-        sent = 0
+        with Origin(hosts, self.source, bridges) as origin:
+            facts = origin.describe(disk.image_format, snapshots=persistent)
+            supply = Supply(
+                hosts,
+                self.oned,
+                origin,
+                self.target.host,
+                facts,
+                purpose=f"{self.action} of {self._image(disk)} for VM {self.vm_id}",
+                use_replica=not persistent,
+            )
 
-        def answer(question: dict[str, Any]) -> dict[str, Any]:
-            nonlocal sent
-            if question["ask"] == "wanted":
+            def answer(question: dict[str, Any]) -> dict[str, Any]:
+                if question["ask"] != "wanted":
+                    return supply.answer(question)
                 self._require_wanted(sequence)
                 return {}
-            item = str(question["item"])
-            sent += transfer.bring(
-                hosts,
-                origin,
-                self.source.path if item == "disk" else f"{self.source.path}.snap/{item}",
-                host=host.host,
-                temporary=str(question["temporary"]),
-                sparse=sparse,
-            )
-            crashpoints.reach("frontend.sent")
-            return {}
 
-        with hosts.agent(self.source.host, sends=True) as origin:
-            facts = self._facts(origin, disk, snapshots)
+            shape = _shape(disk, settings, standalone=persistent)
+            headroom = 0 if shape["thin"] else int(facts["allocated"])
             with hosts.agent(self.target.host) as host:
-                host.call(
+                placed = host.call(
                     "disk.place",
                     on_ask=answer,
                     path=self.target.path,
-                    image_format=disk.image_format,
+                    shape=shape,
                     source=facts,
-                    grow_to=disk.grow_to,
-                    sparse=sparse,
+                    image=None if persistent else supply.cached(headroom),
                     check_space=settings.yes("CHECK_FREE_SPACE"),
                     record={
                         "action": self.action,
@@ -128,36 +129,36 @@ class Placement:
                     },
                     retry=vm.text("LCM_STATE") == PROLOG,
                     lock_timeout=settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
-                    convert_timeout=settings.seconds("CONVERT_TIMEOUT"),
                 )
                 crashpoints.reach("frontend.placed")
-        image = f"image {disk.image_id}" if disk.image_id else self.source.path
+        way = f" from {', '.join(supply.way)}" if supply.way else ""
         self.log.info(
-            f"VM {self.vm_id} {self.target.name} on {self.target.host} from {image}: "
-            f"{sent / MB:.1f} MB sent, {time.monotonic() - begin:.2f} s"
+            f"VM {self.vm_id} {self.target.name} on {self.target.host} of {self._image(disk)}: "
+            f"cache {placed['cache']}, {supply.sent / MB:.1f} MB sent{way}, "
+            f"{time.monotonic() - begin:.2f} s"
         )
 
-    def _settings(self, disk: Disk) -> Settings:
-        """The disk's attributes over the image datastore's over the configuration file."""
-        template = self.oned.datastore(self.datastore_id)
-        names = self.configured.template_names()
-        values = {name: template.text(f"TEMPLATE/{name}") for name in names}
-        if template.text("TEMPLATE/BRIDGE_LIST"):
-            raise InvalidInput(
-                "read the datastore's template",
-                f"BRIDGE_LIST of datastore {self.datastore_id} is not supported yet",
+    def _image(self, disk: Disk) -> str:
+        return f"image {disk.image_id}" if disk.image_id else self.source.path
+
+    def _settings(self, disk: Disk) -> tuple[Settings, list[str]]:
+        """The settings with what the templates say, and the bridge hosts of the image datastore.
+
+        The disk's template goes before the image datastore's, that before the system datastore's.
+        """
+        system_id = os.path.basename(self.target.datastore)
+        system = self.oned.datastore(int(system_id))
+        image = self.oned.datastore(self.datastore_id)
+        settings = self.configured.over(
+            "system", lambda name: system.text(f"TEMPLATE/{name}"), f"datastore {system_id}"
+        ).over(
+            "image", lambda name: image.text(f"TEMPLATE/{name}"), f"datastore {self.datastore_id}"
+        )
+        if disk.template is not None:
+            settings = settings.over(
+                "disk", disk.template.text, f"{self.target.name} of VM {self.vm_id}"
             )
-        settings = self.configured.over(values, f"datastore {self.datastore_id}")
-        return settings.over(disk.attributes, f"{self.target.name} of VM {self.vm_id}")
-
-    def _facts(self, origin: AgentClient, disk: Disk, snapshots: bool) -> dict[str, Any]:
-        facts: dict[str, Any] = origin.call(
-            "image.describe",
-            path=self.source.path,
-            image_format=disk.image_format,
-            snapshots=snapshots,
-        )
-        return facts
+        return settings, _bridges(image.text("TEMPLATE/BRIDGE_LIST"))
 
     def _require_wanted(self, sequence: str) -> None:
         """Raise :class:`Superseded` when oned has given this VM up or placed it anew.
@@ -177,6 +178,26 @@ class Placement:
             raise Superseded(step, f"VM {self.vm_id} is being deleted")
         if _sequence(vm) != sequence:
             raise Superseded(step, f"VM {self.vm_id} was deployed anew meanwhile")
+
+
+def _shape(disk: Disk, settings: Settings, *, standalone: bool) -> dict[str, Any]:
+    """How the disk shall be, see :class:`onestor_lib.agent.operations.disk.Shape`."""
+    sparse = settings.yes("SPARSE")
+    is_qcow2 = disk.image_format == "qcow2"
+    thin = is_qcow2 and sparse and not standalone and not settings.yes("QCOW2_STANDALONE")
+    return {
+        "image_format": disk.image_format,
+        "thin": thin,
+        "qcow2_options": qcow2_options.effective(settings) if thin else [],
+        "grow_to": disk.grow_to,
+        "sparse": sparse,
+        "convert_timeout": settings.seconds("CONVERT_TIMEOUT"),
+    }
+
+
+def _bridges(hosts: str) -> list[str]:
+    """The hosts of BRIDGE_LIST, in order; raises :class:`InvalidInput` for what is no host."""
+    return [arguments.host(word) for word in hosts.split()]
 
 
 def _sequence(vm: xml.Element) -> str:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from onestor_lib.agent.client import AgentClient, ProcessStream
 from onestor_lib.frontend import bundle, openssh, ssh
@@ -60,14 +61,24 @@ class Hosts:
             agent.start(bundle.build())
             yield agent
 
-    def bulk_argv(self, host: str) -> list[str]:
-        """The command line that another agent uses to send data to ``host``."""
+    def bulk_argv(self, address: str, options: str) -> list[str]:
+        """The command line that another agent uses to reach the agent at ``address``.
+
+        ``options`` is the attribute that has the options of ssh for that link.
+        """
         return openssh.agent_argv(
-            host,
-            options=self.settings.options("SSH_OPTS"),
+            address,
+            options=self.settings.options(options),
             python=self.settings.program("HOST_PYTHON"),
             connect_timeout=self.settings.seconds("CONNECT_TIMEOUT"),
         )
+
+    def bulk_priority(self) -> dict[str, Any]:
+        """How processes that copy images shall give way, see ``onestor_lib.agent.priority``."""
+        ionice = self.settings.text(
+            "BULK_IONICE", "idle|none|best-effort:[0-7]", "idle, none or best-effort:0 to 7"
+        )
+        return {"nice": self.settings.number("BULK_NICE", 0, 19), "ionice": ionice}
 
     def _progress(self, done: int, total: int) -> None:
         """Note in the log file how far a long transfer is, now and then."""

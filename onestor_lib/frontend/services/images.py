@@ -18,10 +18,11 @@ _DIGESTS = {"MD5": 32, "SHA1": 40, "SHA256": 64, "SHA512": 128}  # attribute: he
 
 def settings(message: Message, configured: Settings) -> Settings:
     """The datastore's template over the configuration file."""
-    values = {
-        name: message.text(f"DATASTORE/TEMPLATE/{name}") for name in configured.template_names()
-    }
-    return configured.over(values, f"datastore {message.text('DATASTORE/ID')}")
+    return configured.over(
+        "image",
+        lambda name: message.text(f"DATASTORE/TEMPLATE/{name}"),
+        f"datastore {message.text('DATASTORE/ID')}",
+    )
 
 
 def rules(configured: Settings) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from onestor_lib.agent.client import AgentClient
@@ -14,44 +15,96 @@ _TRIES = 2
 
 
 def bring(
+    hosts: Hosts, source: AgentClient, path: str, *, host: str, **target: Any
+) -> dict[str, Any]:
+    """Bring ``path`` of the source's machine into a file of ``host``.
+
+    ``target`` says where it goes there: ``temporary``, ``manifest``, ``reuse``, ``version`` as in
+    the operation ``transfer.receive``. Verified there before this returns; the answer has the
+    digest and how many bytes were sent. A transfer that fails for a reason that may pass is tried
+    once more, a connection that sshd drops for a while.
+    """
+    bulk = hosts.bulk_priority()
+    if source.host == host or (hosts.is_here(source.host) and hosts.is_here(host)):
+        local = {name: target[name] for name in ("version", "temporary", "manifest")}
+        answer: dict[str, Any] = source.call("transfer.copy", path=path, bulk=bulk, **local)
+        return answer
+
+    def send() -> dict[str, Any]:
+        sent: dict[str, Any] = source.call(
+            "transfer.send",
+            path=path,
+            argv=hosts.bulk_argv(host, "REPLICA_SSH_FE_OPTS"),
+            host=host,
+            stall=hosts.settings.seconds("STALL_TIMEOUT"),
+            bytes_per_second=hosts.settings.megabytes("REPLICA_BWLIMIT_MB_S") or 0,
+            bulk=bulk,
+            **target,
+        )
+        return sent
+
+    return _insist(hosts, f"{path} from {source.host} to {host}", send, target)
+
+
+def pull(
     hosts: Hosts,
-    source: AgentClient,
-    path: str,
+    replica: str,
+    address: str,
     *,
     host: str,
-    temporary: str,
-    sparse: bool,
-) -> int:
-    """Bring ``path`` of the source's machine into the file ``temporary`` of ``host``.
+    image: dict[str, Any],
+    answer: Callable[[dict[str, Any]], dict[str, Any]],
+    **target: Any,
+) -> dict[str, Any]:
+    """Let ``host`` fetch an image from the cache of ``replica``, which it reaches at ``address``.
 
-    Verified there before this returns; how many bytes crossed the link. A transfer that fails
-    for a reason that may pass is tried once more, a connection that sshd drops for a while.
+    ``answer`` does our part when the replica has to be filled first; else as :func:`bring`.
     """
-    if source.host == host or (hosts.is_here(source.host) and hosts.is_here(host)):
-        source.call("transfer.copy", path=path, temporary=temporary, sparse=sparse)
-        return 0
-    tries, pauses = 0, retry.pauses()
+
+    def fetch() -> dict[str, Any]:
+        # Only this hop needs our keys, and only when there is something to fetch (failure C12).
+        with hosts.agent(host, sends=True) as agent:
+            pulled: dict[str, Any] = agent.call(
+                "transfer.pull",
+                on_ask=answer,
+                argv=hosts.bulk_argv(address, "REPLICA_SSH_OPTS"),
+                host=replica,
+                image=image,
+                marker=target["temporary"],
+                stall=hosts.settings.seconds("STALL_TIMEOUT"),
+                bytes_per_second=hosts.settings.megabytes("REPLICA_BWLIMIT_MB_S") or 0,
+                bulk=hosts.bulk_priority(),
+                **target,
+            )
+        return pulled
+
+    what = f"{image['path']} from {replica} to {host}"
+    return _insist(hosts, what, fetch, target, tries=1)  # behind it there is the origin
+
+
+def _insist(
+    hosts: Hosts,
+    what: str,
+    send: Callable[[], dict[str, Any]],
+    target: dict[str, Any],
+    tries: int = _TRIES,
+) -> dict[str, Any]:
+    pauses = retry.pauses()
     while True:
         begin = time.monotonic()
         try:
-            sent: dict[str, Any] = source.call(
-                "transfer.send",
-                path=path,
-                argv=hosts.bulk_argv(host),
-                host=host,
-                temporary=temporary,
-                stall=hosts.settings.seconds("STALL_TIMEOUT"),
-            )
+            sent = send()
         except OnestorError as error:
             if isinstance(error, HostUnreachable) and openssh.was_dropped(error):
                 if retry.after(pauses):
                     continue
                 raise
-            tries += 1
-            if not error.retryable or tries == _TRIES:
+            tries -= 1
+            if not error.retryable or tries == 0:
                 raise
             hosts.log.warn(f"{error}; trying again")
+            target["reuse"] = bool(target["manifest"])  # what has come need not come again
             continue
         seconds = time.monotonic() - begin
-        hosts.log.line("DEBUG", f"sent {sent['sent']} bytes of {path} to {host} in {seconds:.3f} s")
-        return int(sent["sent"])
+        hosts.log.line("DEBUG", f"sent {sent['sent']} bytes of {what} in {seconds:.3f} s")
+        return sent

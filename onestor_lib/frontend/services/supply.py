@@ -1,0 +1,139 @@
+"""Where a host gets an image from: the cluster's replica, or else the origin.
+
+Answers the questions that ``disk.place`` on the host, and the replica's cache behind it, ask while
+they work. Any failure of a replica costs one warning and the way to the origin, never the VM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onestor_lib.agent import crashpoints
+from onestor_lib.agent.errors import OnestorError
+from onestor_lib.frontend import arguments, oned
+from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.services import transfer
+from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.origin import Origin
+
+_IMAGE, _DISK = "image", "disk"  # what is asked for: for the cache, or for the disk itself
+
+
+class Supply:
+    """The content of one image for one host.
+
+    ``facts`` is the origin's description of the image; ``purpose`` is what others are told who
+    wait for a lock.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        client: oned.Client,
+        origin: Origin,
+        host: str,
+        facts: dict[str, Any],
+        *,
+        purpose: str,
+        use_replica: bool,
+    ) -> None:
+        self.sent = 0  # bytes that crossed any link
+        self.way: list[str] = []  # the hosts that sent
+        self._hosts, self._client, self._origin = hosts, client, origin
+        self._host, self._facts, self._purpose = host, facts, purpose
+        configured = [arguments.host(name) for name in hosts.settings.words("REPLICA_HOST")]
+        self.is_replica = host in configured  # the host itself is the one that others ask
+        ours = [] if self.is_replica or not use_replica else configured
+        self._replicas = [name for name in ours if not self._is_origin(name)]
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Do what an agent asks for: bring ``content``, or tell which images are ``gone``."""
+        if question["ask"] == "gone":
+            names = self._origin.missing(str(question["directory"]), list(question["names"]))
+            return {"names": names}
+        target = {name: question[name] for name in ("temporary", "manifest", "reuse")}
+        item, host = str(question["item"]), str(question.get("host", self._host))
+        found = None
+        if host == self._host and item in (_IMAGE, _DISK):
+            found = self._from_replica(target)
+        if found is None:
+            found = self._from_origin(item, host, target)
+        self.sent += int(found["sent"])
+        return {"digest": found.get("digest", ""), "source": self.way[-1]}
+
+    def cached(self, headroom: int) -> dict[str, Any]:
+        """What the host's cache is asked to have; ``headroom`` bytes are needed beside it."""
+        prefix = "REPLICA" if self.is_replica else "HOST_CACHE"
+        return self._wanted(prefix, headroom, self.is_replica)
+
+    def _from_replica(self, target: dict[str, Any]) -> dict[str, Any] | None:
+        """Let the host fetch the image from the first replica that works; None without any."""
+        for replica in self._replicas:
+            try:
+                found = transfer.pull(
+                    self._hosts,
+                    replica,
+                    self._storage_address(replica),
+                    host=self._host,
+                    image=self._wanted("REPLICA", 0, True),
+                    answer=self.answer,
+                    **target,
+                )
+            except OnestorError as error:
+                self._hosts.log.warn(f"replica {replica} is not used: {error}")
+                target["reuse"] = bool(target["manifest"])
+                continue
+            self.way.append(replica)
+            return found
+        return None
+
+    def _from_origin(self, item: str, host: str, target: dict[str, Any]) -> dict[str, Any]:
+        is_image = item in (_IMAGE, _DISK)
+        path = self._origin.path if is_image else f"{self._origin.path}.snap/{item}"
+        version = self._facts["version"] if is_image else None
+        agent = self._origin.agent()
+        found = transfer.bring(self._hosts, agent, path, host=host, version=version, **target)
+        self.way.append(self._origin.host)
+        crashpoints.reach("frontend.sent")
+        return found
+
+    def _wanted(self, prefix: str, headroom: int, is_replica: bool) -> dict[str, Any]:
+        """See :class:`onestor_lib.agent.cache.fill.Wanted`."""
+        settings = self._hosts.settings
+        return {
+            "path": self._origin.path,
+            "version": self._facts["version"],
+            "needed": self._facts["allocated"],
+            "headroom": headroom,
+            "is_replica": is_replica,
+            "limits": limits(settings, prefix),
+            "lock_timeout": settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
+            "purpose": self._purpose,
+        }
+
+    def _is_origin(self, host: str) -> bool:
+        return host == self._origin.host or (self._hosts.is_here(host) and self._origin.is_here)
+
+    def _storage_address(self, replica: str) -> str:
+        """Where hosts reach the replica: REPLICA_STORAGE_IP of its template, else by its name."""
+        try:
+            known = self._client.hosts().all("HOST")
+        except OnestorError as error:
+            self._hosts.log.line("DEBUG", f"REPLICA_STORAGE_IP is not known: {error}")
+            return replica
+        for host in known:
+            address = host.text("TEMPLATE/REPLICA_STORAGE_IP")
+            if host.text("NAME") == replica and address:
+                return arguments.host(address)
+        return replica
+
+
+def limits(settings: Settings, prefix: str) -> dict[str, Any]:
+    """The limits of a cache, "REPLICA" or "HOST_CACHE"; sizes in bytes, times in seconds."""
+    return {
+        "max_bytes": settings.megabytes(f"{prefix}_MAX_SIZE_MB"),
+        "max_used_percent": settings.number(f"{prefix}_MAX_USED_PERC", 1, 100),
+        "min_age": settings.seconds("CACHE_MIN_AGE", least=0),
+        "orphan_age": settings.seconds("CACHE_ORPHAN_AGE"),
+        "counted": str(settings.path("REPLICA_RECOVERY_SNAPS_DIR")) if prefix == "REPLICA" else "",
+    }
