@@ -192,7 +192,11 @@ class Settings:
         origin: str = "the configuration",
     ) -> None:
         self._attributes = {each.name: each for each in attributes}
-        self._values = {name: value for name, value in values.items() if value.strip()}
+        # Empty is the default, but for options: no options at all is a choice one can make.
+        may_be_empty = {each.name for each in attributes if each.kind == "options"}
+        self._values = {
+            name: value for name, value in values.items() if value.strip() or name in may_be_empty
+        }
         self._origins = dict.fromkeys(self._values, origin)
 
     def over(self, whose: str, read: Callable[[str], str], origin: str) -> Settings:

@@ -6,11 +6,13 @@ three times faster than paramiko (docs/design.md, section 2).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from onestor_lib.agent import client, process
-from onestor_lib.agent.errors import HostUnreachable
+from onestor_lib.agent.errors import HostUnreachable, OnestorError
 
 SSH = "ssh"
 
@@ -19,13 +21,16 @@ SSH = "ssh"
 _ALWAYS = ("-oBatchMode=yes", "-oControlMaster=no", "-oControlPath=none", "-T")
 
 
-def resolve(host: str) -> dict[str, list[str]]:
+_FAST_CIPHER = "aes128-gcm@openssh.com"
+
+
+def resolve(host: str, *more: str) -> dict[str, list[str]]:
     """What ssh_config(5) says for ``host``, by option in lower case; ``ssh -G`` reads it for us.
 
     So Include, Match, canonical names and the system-wide file count as they do for ssh itself.
     """
     step = "read the ssh configuration"
-    result = process.run([SSH, "-G", *_ALWAYS[:1], "--", host], timeout=10.0, step=step)
+    result = process.run([SSH, "-G", *_ALWAYS[:1], *more, "--", host], timeout=10.0, step=step)
     if not result.ok:
         raise HostUnreachable(step, result.reason, host=host)
     options: dict[str, list[str]] = {}
@@ -33,6 +38,23 @@ def resolve(host: str) -> dict[str, list[str]]:
         name, _, value = line.partition(" ")
         options.setdefault(name.lower(), []).append(value)
     return options
+
+
+def faster_cipher(host: str) -> list[str]:
+    """The option that lets ssh(1) from here to ``host`` prefer AES-GCM, where that is wise.
+
+    It is as strong as what OpenSSH prefers and takes less than half the time, if the processor
+    has instructions for it. Whoever has configured ciphers has had a reason: nothing then.
+    """
+    with contextlib.suppress(OSError, OnestorError):
+        if " aes" not in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"):
+            return []
+        usual = resolve(host, "-F", "none").get("ciphers", [""])[0]
+        ciphers = usual.split(",")
+        if _FAST_CIPHER in ciphers and resolve(host).get("ciphers") == [usual]:
+            others = [cipher for cipher in ciphers if cipher != _FAST_CIPHER]
+            return [f"-oCiphers={','.join([_FAST_CIPHER, *others])}"]
+    return []
 
 
 def was_dropped(error: HostUnreachable) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 
+from tests.benchmarks import cloning
 from tests.benchmarks.measure import Figure, against, within
 from tests.cluster import Node
-from tests.oned import objects
-from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
+from tests.testbed import DATASTORES, REMOTES, Testbed
 
-MB = 1 << 20
 PYTHON = "/usr/bin/python3"
 
 
@@ -67,61 +65,14 @@ for vm in range(1000):
     yield within("monitor-ds", lambda: host.run(probe), 0.5)
 
 
-def cold_clone(bed: Testbed) -> Iterator[Figure]:
-    """A raw image of 1 GiB from the front-end to a host that has never seen it.
-
-    Against what a careful administrator does by hand (scp, sync, sha256sum on both sides is not
-    even counted: on the target only), and against what a plain ssh driver does (md5sum on both
-    sides, tar through ssh).
-    """
-    frontend, host = bed.frontend, bed.hosts[0]
-    size = 1 << 30
-    frontend.run(["/bin/sh", "-c", f"head -c {size} /dev/urandom > /var/tmp/cold.img"])
-    image = bed.image("/var/tmp/cold.img")
-    source = image.source.replace("//", "/")
-    vm = bed.vm(image)
-    bed.cloud.place(vm, host.name, bed.system)
-    bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
-    target = bed.disk_path(vm)
-    line = f"CLONE onestor fe:{source} {host.name}:{target} {vm.id} 101"
-
-    def ssh(command: str) -> list[str]:
-        return ["ssh", "-oControlMaster=no", host.name, command]
-
-    def clone() -> None:
-        reply = bed.oned.transfer_mad.run_line(line)
-        assert reply.success, reply.error
-
-    def careful() -> None:
-        frontend.run(
-            ["scp", "-q", "-oControlMaster=no", source, f"{host.name}:{target}"], env=AGENT
-        )
-        frontend.run(ssh(f"sync -f {target}; sha256sum {target}"), env=AGENT)
-
-    def plain() -> None:
-        frontend.run(ssh(f"mkdir -p {os.path.dirname(target)}"), env=AGENT)
-        frontend.run(["md5sum", source])
-        folder, name = os.path.split(source)
-        command = f"ssh -oControlMaster=no {host.name} tar -xSf - -C {os.path.dirname(target)}"
-        pipe = f"tar -C {folder} -cSf - {name} | {command}"
-        frontend.run(["/bin/sh", "-c", pipe], env=AGENT, timeout=300)
-        frontend.run(ssh(f"md5sum {os.path.dirname(target)}/{name}"), env=AGENT)
-
-    def reset() -> None:
-        host.run(["rm", "-rf", os.path.dirname(target)])
-        host.run(["mkdir", "-p", os.path.dirname(target)])
-        host.run(["sync", "-f", DATASTORES])
-
-    yield against(
-        "cold-clone", clone, "scp, sync, sha256sum", careful, limit=1.0, reset=reset, runs=3
-    )
-    yield against(
-        "cold-clone", clone, "md5sum, tar | ssh tar, md5sum", plain, limit=None, reset=reset, runs=3
-    )
-
-
 BENCHMARKS: dict[str, Callable[[Testbed], Iterator[Figure]]] = {
     "startup": startup,
     "monitor-ds": monitor_ds,
-    "cold-clone": cold_clone,
+    "warm-clone": cloning.warm_clone,
+    "warm-clone-size": cloning.warm_clone_size,
+    "cold-clone": cloning.cold_clone,
+    "concurrent-cold": cloning.concurrent_cold,
+    "resume": cloning.resume,
+    "delta": cloning.delta,
+    "fill-memory": cloning.fill_memory,
 }

@@ -13,7 +13,10 @@ RUNS = 5
 
 @dataclass
 class Figure:
-    """One line of output; seconds are medians, ``limit`` is for the ratio (None: only told)."""
+    """One line of output; seconds are medians, ``limit`` is for the ratio (None: only told).
+
+    Where something else than time is measured, ``unit`` says what stands for the seconds.
+    """
 
     name: str
     seconds: float
@@ -24,6 +27,7 @@ class Figure:
     ratio: float = field(init=False)
     ok: bool = field(init=False)
     notes: dict[str, float] = field(default_factory=dict)
+    unit: str = "s"
 
     def __post_init__(self) -> None:
         self.ratio = self.seconds / self.yardstick_seconds
@@ -41,8 +45,9 @@ class Figure:
         verdict = "ok" if self.ok else "TOO SLOW"
         notes = "".join(f"\n{'':16}{key}: {value:.4g}" for key, value in self.notes.items())
         return (
-            f"{self.name:16}{self.seconds:.3f} s (spread {self.spread:.3f}), {self.ratio:.2f}x of "
-            f"{self.yardstick} ({self.yardstick_seconds:.3f} s){limit}: {verdict}{notes}"
+            f"{self.name:16}{self.seconds:.3f} {self.unit} (spread {self.spread:.3f}), "
+            f"{self.ratio:.3g}x of {self.yardstick} ({self.yardstick_seconds:.3f} {self.unit})"
+            f"{limit}: {verdict}{notes}"
         )
 
 

@@ -61,14 +61,17 @@ class Hosts:
             agent.start(bundle.build())
             yield agent
 
-    def bulk_argv(self, address: str, options: str) -> list[str]:
+    def bulk_argv(self, address: str, options: str, *, is_from_here: bool = False) -> list[str]:
         """The command line that another agent uses to reach the agent at ``address``.
 
-        ``options`` is the attribute that has the options of ssh for that link.
+        ``options`` is the attribute that has the options of ssh for that link. The configuration
+        of ssh can be looked at, and the cipher be chosen by it, if that agent ``is_from_here``.
         """
+        given = self.settings.options(options)
         return openssh.agent_argv(
             address,
-            options=self.settings.options(options),
+            # What comes first counts (ssh_config(5)).
+            options=[*given, *(openssh.faster_cipher(address) if is_from_here else [])],
             python=self.settings.program("HOST_PYTHON"),
             connect_timeout=self.settings.seconds("CONNECT_TIMEOUT"),
         )

@@ -30,11 +30,13 @@ def bring(
         answer: dict[str, Any] = source.call("transfer.copy", path=path, bulk=bulk, **local)
         return answer
 
+    argv = hosts.bulk_argv(host, "REPLICA_SSH_FE_OPTS", is_from_here=hosts.is_here(source.host))
+
     def send() -> dict[str, Any]:
         sent: dict[str, Any] = source.call(
             "transfer.send",
             path=path,
-            argv=hosts.bulk_argv(host, "REPLICA_SSH_FE_OPTS"),
+            argv=argv,
             host=host,
             stall=hosts.settings.seconds("STALL_TIMEOUT"),
             bytes_per_second=hosts.settings.megabytes("REPLICA_BWLIMIT_MB_S") or 0,
