@@ -24,8 +24,10 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+import takeover
 
 LIBRARY = "onestor_lib"
 MANIFEST = f"{LIBRARY}/INSTALLED"
@@ -316,6 +318,10 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def warn(text: str) -> None:
+    sys.stderr.write(f"install.sh: warning: {text}\n")
+
+
 @contextlib.contextmanager
 def locked(remotes: Path) -> Iterator[None]:
     """One run at a time; the lock is on the directory itself and leaves nothing behind."""
@@ -432,6 +438,11 @@ def install_configuration(
     target = deployment.remotes / file.path
     beside = File(file.path + ".new", file.data, file.mode)
     status = lstat(target)
+    taken_over: list[str] = []
+    if file.path == takeover.ONESTORRC and recorded is None:
+        file, taken_over = take_over(deployment, file)
+    else:
+        file = carry_over(deployment.remotes, file, recorded)
     edited = (
         status is not None
         and (current := digest(target.read_bytes())) != file.digest
@@ -440,12 +451,52 @@ def install_configuration(
     if not edited:
         deployment.put(file)
         deployment.remove(deployment.remotes / beside.path)
+        for line in taken_over:
+            would_be = "would be " if deployment.dry_run else ""
+            say(f"{would_be}taken over from sshrc: {line}")
         return {file.path: file.digest}
     say(f"edited, left alone: {target}; the packaged one is {target}.new")
     deployment.put(beside)
     entries = {beside.path: beside.digest}
     # The digest of what was installed, not of what is there: it still counts as edited next time.
     return entries if recorded is None else {**entries, file.path: recorded}
+
+
+def take_over(deployment: Deployment, file: File) -> tuple[File, list[str]]:
+    """onestorrc with the ssh driver's values, and the lines to tell, when it is not there yet."""
+    path = deployment.remotes / takeover.SSHRC
+    try:
+        # Not as root: through a link, that would read what the drivers' user must not.
+        with acting_as(deployment.owner):
+            text = takeover.read(path)
+        plan = takeover.plan(path, text or "")
+    except OSError as err:
+        plan = takeover.Plan({}, [f"{path}: {err.strerror}; nothing was taken over from it"])
+    target = deployment.remotes / file.path
+    with_values = replace(file, data=takeover.activate(file.data, plan.lines))
+    if lstat(target) is None:
+        for warning in plan.warnings:
+            warn(warning)
+        return with_values, [*plan.lines.values()]
+    # No record of it: the administrator's, unless the run that wrote it was cut short.
+    return (with_values if target.read_bytes() == with_values.data else file), []
+
+
+def carry_over(remotes: Path, file: File, recorded: str | None) -> File:
+    """The packaged onestorrc with what was taken over into the one that is there.
+
+    So that an upgrade may replace it as any file that nobody has edited.
+    """
+    path = remotes / file.path
+    if file.path != takeover.ONESTORRC or path.is_symlink() or not path.is_file():
+        return file
+    try:
+        current = path.read_bytes()
+    except OSError:  # whoever compares the two meets it again, and tells
+        return file
+    if digest(current) != recorded:
+        return file
+    return replace(file, data=takeover.carry(current, file.data))
 
 
 def remove_installed(deployment: Deployment, name: str, recorded: str) -> bool:
@@ -500,7 +551,10 @@ def check(remotes: Path, owner: Owner, source: Path, mend: str) -> int:
         problem(f"{remotes}: onestor is not installed", mend)
     else:
         manifest = Manifest.read(remotes)
-        files = source_files(source, manifest.interpreter)
+        files = {
+            name: carry_over(remotes, file, manifest.files.get(name))
+            for name, file in source_files(source, manifest.interpreter).items()
+        }
         found = [*compare(remotes, owner, files, manifest)]
         for text in found:
             problem(text, mend)

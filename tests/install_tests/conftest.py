@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import pwd
@@ -9,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,8 +171,8 @@ def trees() -> list[str]:
     return ["small", "real"] if complete else ["small"]
 
 
-@pytest.fixture(params=trees())
-def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+@contextlib.contextmanager
+def new_front_end(fill: Callable[[Path], None]) -> Iterator[FrontEnd]:
     # Not tmp_path: pytest closes that to other users, and the drivers' user has to get there.
     base = Path(tempfile.mkdtemp(prefix="onestor-install-"))
     base.chmod(0o755)
@@ -182,7 +183,7 @@ def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
     shutil.copytree(
         ROOT / "packaging", source / "packaging", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (small_tree if request.param == "small" else real_tree)(source)
+    fill(source)
     site = FrontEnd(base, source)
     for name in ("tm/ssh", "datastore/fs", "etc/tm"):
         (site.remotes / name).mkdir(parents=True)
@@ -200,3 +201,16 @@ def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
         os.chown(path, entry.pw_uid, entry.pw_gid)
     yield site
     shutil.rmtree(base)
+
+
+@pytest.fixture(params=trees())
+def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+    with new_front_end(small_tree if request.param == "small" else real_tree) as site:
+        yield site
+
+
+@pytest.fixture
+def real_front_end() -> Iterator[FrontEnd]:
+    """For what needs the real settings."""
+    with new_front_end(real_tree) as site:
+        yield site
