@@ -319,6 +319,7 @@ Then:
   onehost sync -f                        # as $user: copies the drivers to the hosts
   onedatastore create images.conf        # NAME = images,  TYPE = IMAGE_DS,  DS_MAD = onestor, TM_MAD = onestor
   onedatastore create system.conf        # NAME = cluster, TYPE = SYSTEM_DS, TM_MAD = onestor
+                                         # optional: REPLICA_HOST = the host that caches images
 HA: run this on every front-end, oned.conf and $remotes have to be the same on all.
 NEXT
 }

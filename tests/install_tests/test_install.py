@@ -117,6 +117,15 @@ def test_module_that_does_not_compile_changes_nothing(front_end: FrontEnd) -> No
     assert front_end.state() == before
 
 
+def test_the_hints_name_the_datastores_and_that_a_replica_host_is_optional(
+    front_end: FrontEnd,
+) -> None:
+    hints = front_end.run().stdout.partition("\nThen:\n")[2].splitlines()
+    (system,) = (number for number, line in enumerate(hints) if "TYPE = SYSTEM_DS" in line)
+    assert any("TYPE = IMAGE_DS" in line for line in hints)
+    assert "optional: REPLICA_HOST = " in hints[system + 1]
+
+
 # -- upgrades ---------------------------------------------------------------------------------
 
 
