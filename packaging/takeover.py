@@ -225,7 +225,7 @@ def judge(name: str, value: str | None) -> str:
     (attribute,) = (each for each in TM_ATTRIBUTES if each.name == name)
     if value.strip() == attribute.default:
         return ""
-    if not value.strip():
+    if not value.strip() and attribute.kind != "options":
         raise ValueError(f'is empty, which here stands for the default, "{attribute.default}"')
     if not value.replace("\t", " ").isprintable():
         raise ValueError(f"is {value!r}, with characters that no setting has")

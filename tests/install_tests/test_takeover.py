@@ -199,8 +199,12 @@ def test_what_our_settings_refuse_is_not_taken_over(text: str, reason: str) -> N
 
 def test_an_empty_value_cannot_replace_a_default() -> None:
     """In our files it sets nothing, so taking it over would tell of an effect that it has not."""
-    (warning,) = refused('REPLICA_SSH_OPTS=" "')
-    assert 'REPLICA_SSH_OPTS is empty, which here stands for the default, "-c aes128' in warning
+    (warning,) = refused('REPLICA_MAX_USED_PERC=" "')
+    assert 'REPLICA_MAX_USED_PERC is empty, which here stands for the default, "90"' in warning
+
+
+def test_no_options_at_all_is_a_value() -> None:
+    assert takeover.judge("REPLICA_SSH_OPTS", "") == 'REPLICA_SSH_OPTS=""'
 
 
 @given(st.text(st.characters(min_codepoint=32, blacklist_categories=("Cs", "Cc"))))
