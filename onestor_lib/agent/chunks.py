@@ -52,9 +52,9 @@ class Manifest:
     def __setitem__(self, index: int, digest: bytes) -> None:
         self._digests[index * DIGEST : (index + 1) * DIGEST] = digest
 
-    def data_chunks(self) -> Iterator[int]:
-        """The indexes of the chunks that are not all zeros, in order."""
-        return (index for index in range(len(self)) if self[index] != NOTHING)
+    def data_chunks(self, start: int, end: int) -> Iterator[int]:
+        """The indexes of the chunks between two offsets that are not all zeros, in order."""
+        return (index for index in range(start // CHUNK, count(end)) if self[index] != NOTHING)
 
     def digest(self) -> str:
         """The digest of the whole content."""

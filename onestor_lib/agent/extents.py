@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.errors import TransferFailed
@@ -21,9 +23,8 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
 
-def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The data extents (start, end) of a file of ``size`` bytes, in order."""
-    position = 0
+def data(fd: int, size: int, position: int = 0) -> Iterator[tuple[int, int]]:
+    """The data extents (start, end) of a file of ``size`` bytes from ``position`` on, in order."""
     while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_DATA)
@@ -41,10 +42,10 @@ def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
         position = end
 
 
-def data_chunks(fd: int, size: int) -> Iterator[int]:
-    """The indexes of the chunks that hold data, in order, each once."""
+def data_chunks(fd: int, size: int, position: int = 0) -> Iterator[int]:
+    """The indexes of the chunks from ``position`` on that hold data, in order, each once."""
     done = -1
-    for start, end in data(fd, size):
+    for start, end in data(fd, size, position):
         for index in range(max(start // CHUNK, done + 1), (end - 1) // CHUNK + 1):
             yield index
             done = index
@@ -59,6 +60,14 @@ def reflink(source: int, target: int) -> bool:
             return False
         raise
     return True
+
+
+def can_share(directory: Path) -> bool:
+    """Whether files in ``directory`` can share blocks, so that a copy takes no space; by trying."""
+    with tempfile.TemporaryFile(dir=directory) as one, tempfile.TemporaryFile(dir=directory) as two:
+        one.write(bytes(PAGE))
+        one.flush()
+        return reflink(one.fileno(), two.fileno())
 
 
 def copy(source: int, target: int, size: int, *, sparse: bool) -> None:

@@ -13,9 +13,10 @@ import contextlib
 import heapq
 import os
 import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,9 @@ from onestor_lib.agent.errors import HostUnreachable, TransferFailed, from_os_er
 
 _IN_FLIGHT = 16  # chunks held in memory by either side
 _REPORT = 0.5  # seconds between two progress messages
+_PAUSE = 0.02  # seconds between two looks at a file that grows
+
+_POSITION = struct.Struct(">Q")
 
 DIFFERENT = "length or digest differ"
 
@@ -59,50 +63,65 @@ class Sender:
         have = frames.read_manifest(self._pipe, size, self._stall)
         manifest = known or Manifest(size)
         with Pipeline(1) as work:
-            for index, block in self._missing(fd, manifest, have, work, known is not None):
-                offset = index * CHUNK
-                if offset >= size // 2:
-                    crashpoints.reach("send.half")
-                if block is None:
-                    self._frame(b"Z", offset)
+            data = known.data_chunks(0, size) if known else extents.data_chunks(fd, size)
+            for index in _merged(data, have.data_chunks(0, size)):
+                self._report(index * CHUNK, size)
+                if known and known[index] == have[index]:
                     continue
-                if self._limit:
-                    self._limit.wait(len(block), self._sign_of_life)
-                self._frame(b"D", offset, block)
-                self.sent += len(block)
-        self._frame(b"E", size, manifest.digest().encode("ascii"))
-        self._on_progress(size, size)
+                block = _read(fd, index, size)
+                if not known and have[index] == NOTHING:
+                    work.submit(_digest, manifest, index, block)  # it is sent whatever it is
+                elif not known:
+                    manifest[index] = chunks.chunk_digest(block)
+                    if manifest[index] == have[index]:
+                        continue
+                self._send_chunk(index, block, have, size)
+        self._end(size, manifest.digest())
         return manifest
 
-    def _missing(
-        self, fd: int, manifest: Manifest, have: Manifest, work: Pipeline, known: bool
-    ) -> Iterator[tuple[int, bytes | None]]:
-        """The chunks to send, in order; None for one that has become zeros."""
-        size = manifest.size
-        data = manifest.data_chunks() if known else extents.data_chunks(fd, size)
-        last = -1
-        for index in heapq.merge(data, have.data_chunks()):
-            if index == last:
+    def follow(
+        self, fd: int, size: int, complete: Callable[[int], int], digest: Callable[[], str]
+    ) -> None:
+        """Send an open file that is still being filled, from its begin to its end.
+
+        ``complete`` says how many bytes from the begin are there for good, given how many are sent;
+        ``digest`` is asked at the end. Raises as :meth:`send`.
+        """
+        have = frames.read_manifest(self._pipe, size, self._stall)
+        done = 0
+        moved = time.monotonic()
+        while done < size:
+            if (end := complete(done)) <= done:
+                if time.monotonic() - moved > self._stall:
+                    raise TimeoutError
+                self._report(done, size)
+                time.sleep(_PAUSE)
                 continue
-            last = index
-            self._report(index * CHUNK, size)
-            if known and manifest[index] == have[index]:
-                continue
-            block: bytes | None = None
-            if not known or manifest[index] != NOTHING:
-                block = extents.read_exactly(fd, min(CHUNK, size - index * CHUNK), index * CHUNK)
-                block = None if chunks.is_zero(block) else block
-            if block is None:
-                if have[index] != NOTHING:
-                    yield index, None
-                continue
-            if not known and have[index] == NOTHING:
-                work.submit(_digest, manifest, index, block)  # it is sent whatever it is
-            elif not known:
-                manifest[index] = chunks.chunk_digest(block)
-                if manifest[index] == have[index]:
-                    continue
-            yield index, block
+            data = extents.data_chunks(fd, end, done)
+            for index in _merged(data, have.data_chunks(done, end)):
+                self._report(index * CHUNK, size)
+                block = _read(fd, index, size)
+                if have[index] == NOTHING or chunks.chunk_digest(block) != have[index]:
+                    self._send_chunk(index, block, have, size)
+            done, moved = end, time.monotonic()
+        self._end(size, digest())
+
+    def _send_chunk(self, index: int, block: bytes, have: Manifest, size: int) -> None:
+        offset = index * CHUNK
+        if offset >= size // 2:
+            crashpoints.reach("send.half")
+        if chunks.is_zero(block):
+            if have[index] != NOTHING:
+                self._frame(b"Z", offset)
+            return
+        if self._limit:
+            self._limit.wait(len(block), self._sign_of_life)
+        self._frame(b"D", offset, block)
+        self.sent += len(block)
+
+    def _end(self, size: int, digest: str) -> None:
+        self._frame(b"E", size, digest.encode("ascii"))
+        self._on_progress(size, size)
 
     def _frame(self, kind: bytes, offset: int, data: bytes = b"") -> None:
         frames.write(self._pipe, kind, offset, data, timeout=self._stall)
@@ -110,10 +129,10 @@ class Sender:
     def _report(self, done: int, total: int) -> None:
         if time.monotonic() - self._reported > _REPORT:
             self._on_progress(done, total)
-            self._sign_of_life()
+            self._sign_of_life(done)
 
-    def _sign_of_life(self) -> None:
-        self._frame(b"P", 0)
+    def _sign_of_life(self, done: int = 0) -> None:
+        self._frame(b"P", done)
         self._reported = time.monotonic()
 
 
@@ -170,16 +189,26 @@ class Receiver:
 
     Entering the context opens the file, waits for any other writer of it to end and, with
     ``reuse``, reads and digests what lies there already: chunks that the sender has just so are
-    not sent. ``host`` names the sender in errors. The caller owns the file and removes it when
-    anything here fails.
+    not sent. ``host`` names the sender in errors. How far the file is complete is kept in the file
+    ``progress`` for those who follow. The caller owns the files and removes them when anything
+    here fails.
     """
 
     def __init__(
-        self, temporary: Path, *, size: int, stall: float, reuse: bool, host: str = ""
+        self,
+        temporary: Path,
+        *,
+        size: int,
+        stall: float,
+        reuse: bool,
+        host: str = "",
+        progress: Path | None = None,
     ) -> None:
         self._path, self._stall, self._host, self._reuse = temporary, stall, host, reuse
+        self._progress = progress
         self.manifest = Manifest(size)
         self.received = 0  # bytes of data
+        self._told: int | None = None
 
     def __enter__(self) -> Receiver:
         self._stack = contextlib.ExitStack()
@@ -195,6 +224,7 @@ class Receiver:
             os.ftruncate(self._fd, size)
             if self._reuse:
                 self.manifest = digests_of(self._fd, size)
+            self._tell_complete(0)
         except BaseException:
             self._stack.close()
             raise
@@ -226,11 +256,14 @@ class Receiver:
         found = self.manifest.digest()
         if offset != self.manifest.size or data.decode("ascii", "replace") != found:
             raise self._failed(DIFFERENT)
+        self._tell_complete(offset)
         return self.manifest
 
     def _take_all(self, pipe: frames.Pipe, work: Pipeline) -> tuple[bytes, int, bytearray]:
         """Write the chunks as they come; the frame that ended them."""
         manifest, size = self.manifest, self.manifest.size
+        # The tasks of a frame are done when so many others have been submitted behind it.
+        recent: deque[int] = deque(maxlen=_IN_FLIGHT + 1)
         while True:
             kind, offset, data = frames.read(pipe, self._stall)
             if kind in (b"E", b"X"):
@@ -247,14 +280,39 @@ class Receiver:
             if kind == b"Z":
                 work.submit(extents.write_chunk, self._fd, offset, bytes(length))
                 manifest[index] = NOTHING
-                continue
-            write = extents.write_data if manifest[index] == NOTHING else extents.write_chunk
-            work.submit(_digest, manifest, index, data)
-            work.submit(write, self._fd, offset, data)
-            self.received += length
+            else:
+                self._take_data(work, index, data)
+            recent.append(offset)
+            if len(recent) > _IN_FLIGHT:
+                self._tell_complete(recent[0])
+
+    def _take_data(self, work: Pipeline, index: int, data: bytearray) -> None:
+        write = extents.write_data if self.manifest[index] == NOTHING else extents.write_chunk
+        work.submit(_digest, self.manifest, index, data)
+        work.submit(write, self._fd, index * CHUNK, data)
+        self.received += len(data)
+
+    def _tell_complete(self, position: int) -> None:
+        """Let followers have what lies before ``position``."""
+        if self._progress is None:
+            return
+        if self._told is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            self._told = os.open(self._progress, flags, 0o600)
+            self._stack.callback(os.close, self._told)
+        os.pwrite(self._told, _POSITION.pack(position), 0)
 
     def _failed(self, cause: str) -> TransferFailed:
         return TransferFailed("receive", cause, host=self._host, path=str(self._path))
+
+
+def completed(progress: Path) -> int:
+    """How many bytes of a file that is being received are there for good."""
+    try:
+        (position,) = _POSITION.unpack(progress.read_bytes())
+    except (FileNotFoundError, struct.error):
+        return 0
+    return int(position)
 
 
 def digests_of(fd: int, size: int) -> Manifest:
@@ -262,8 +320,7 @@ def digests_of(fd: int, size: int) -> Manifest:
     manifest = Manifest(size)
     with Pipeline(2) as work:
         for index in extents.data_chunks(fd, size):
-            block = extents.read_exactly(fd, min(CHUNK, size - index * CHUNK), index * CHUNK)
-            work.submit(_digest, manifest, index, block)
+            work.submit(_digest, manifest, index, _read(fd, index, size))
     return manifest
 
 
@@ -285,6 +342,20 @@ def between(error: HostUnreachable, host: str) -> HostUnreachable:
     """The error with both ends of the hop named: the fault may be on either (failure C12)."""
     step = f"{error.step} from {socket.gethostname()} to"
     return HostUnreachable(step, error.cause, host=host, path=error.path)
+
+
+def _merged(data: Iterable[int], others: Iterable[int]) -> Iterator[int]:
+    """The numbers of two ordered series, in order, each once."""
+    last = -1
+    for index in heapq.merge(data, others):
+        if index != last:
+            yield index
+        last = index
+
+
+def _read(fd: int, index: int, size: int) -> bytes:
+    """One chunk of an open file of ``size`` bytes."""
+    return extents.read_exactly(fd, min(CHUNK, size - index * CHUNK), index * CHUNK)
 
 
 def _digest(manifest: Manifest, index: int, block: bytes | bytearray) -> None:

@@ -65,6 +65,24 @@ def cold_clone(bed: Testbed) -> Iterator[Figure]:
         )  # fmt: skip
 
 
+def cut_through(bed: Testbed) -> Iterator[Figure]:
+    """A cold clone over two links of one speed, by way of the replica, against one link by hand."""
+    bed.system.template["REPLICA_HOST"] = bed.hosts[2].name
+    bed.cloud.save(bed.system)
+    clone = Clone.of(bed, make_image(bed, 256, "256M"), bed.hosts[0])
+    for node in bed.cluster.nodes:
+        node.limit_rate(LINK)
+    yield against(
+        "cut-through",
+        clone.run,
+        "scp, sync, sha256sum over one link",
+        by_hand(clone),
+        limit=1.25,
+        reset=clone.chill,
+        runs=3,
+    )
+
+
 def concurrent_cold(bed: Testbed) -> Iterator[Figure]:
     """20 clones of one cold image of 256 MiB at once on 3 hosts, against a plain driver's."""
     bed.system.template["REPLICA_HOST"] = bed.hosts[2].name

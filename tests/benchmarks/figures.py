@@ -71,6 +71,7 @@ BENCHMARKS: dict[str, Callable[[Testbed], Iterator[Figure]]] = {
     "warm-clone": cloning.warm_clone,
     "warm-clone-size": cloning.warm_clone_size,
     "cold-clone": cloning.cold_clone,
+    "cut-through": cloning.cut_through,
     "concurrent-cold": cloning.concurrent_cold,
     "resume": cloning.resume,
     "delta": cloning.delta,

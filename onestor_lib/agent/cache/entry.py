@@ -8,6 +8,7 @@ For the image ``<name>`` lie in the directory of its image datastore::
     .<name>.fill            a fill under way: the space it has reserved, the name of its part
     .<name>.<random>.part   what has come so far, kept for the next try when a fill breaks off
     ...part.chunks          the manifest of it, once it is complete
+    ...part.progress        how far it is complete, for those who send it on meanwhile
 
 A file without a sidecar, or one that can be written to, is not ours: an origin, on a machine that
 has the image datastore itself, or another driver's. The entry's file is then called
@@ -37,7 +38,7 @@ from onestor_lib.agent.errors import CacheFailed
 
 _IMAGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}")
 _HIDDEN = ".image"
-_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part(\.chunks)?")
+_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part(\.(chunks|progress))?")
 _NOTE = re.compile(r"\.(?P<name>.+)\.(?P<kind>sidecar|fill)")
 
 
@@ -105,7 +106,8 @@ class Entry:
         publish.write_file(self.journal, json.dumps(note).encode("ascii") + b"\n")
         crashpoints.reach("fill.noted")
         if old:
-            publish.remove(chunks_of(old))
+            for companion in (chunks_of(old), progress_of(chunks_of(old))):
+                publish.remove(companion)
             old.rename(new)
             return new, True
         target = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -156,11 +158,10 @@ class Entry:
         part.rename(self.image)
         publish.sync_dir(self._directory)
         crashpoints.reach("fill.renamed")
-        publish.remove(chunks_of(part))
-        publish.remove(self.journal)
+        self.give_up()
 
     def give_up(self) -> None:
-        """Remove what a fill has left."""
+        """Remove what fills have left."""
         for path in leftovers(self._directory, self.path.name):
             publish.remove(path)
         publish.remove(self.journal)
@@ -220,6 +221,11 @@ def leftovers(directory: Path, name: str) -> list[Path]:
 def chunks_of(part: Path) -> Path:
     """Where the receiver of a part writes its manifest."""
     return part.with_name(f"{part.name}.chunks")
+
+
+def progress_of(chunks: Path) -> Path:
+    """Where the receiver that writes the manifest ``chunks`` tells how far it is."""
+    return chunks.with_name(f"{chunks.name[: -len('.chunks')]}.progress")
 
 
 def last_used(path: Path) -> float:

@@ -49,13 +49,13 @@ class Wanted:
     purpose: str
 
     @classmethod
-    def from_json(cls, facts: dict[str, Any]) -> Wanted:
+    def from_json(cls, facts: dict[str, Any], headroom: int = 0) -> Wanted:
         """What the front-end asks for."""
         return cls(
             Path(facts["path"]),
             Version.from_json(facts["version"]),
             int(facts["needed"]),
-            int(facts["headroom"]),
+            headroom,
             bool(facts["is_replica"]),
             room.Limits(**facts["limits"]),
             float(facts["lock_timeout"]),

@@ -22,6 +22,7 @@ OPERATIONS = {
     "image.remove": "image:remove",
     "cache.hold": "cache:hold",
     "cache.read": "cache:read",
+    "cache.follow": "cache:follow",
     "cache.verify": "cache:verify",
     "cache.trim": "cache:trim",
     "transfer.pull": "transfer:pull",

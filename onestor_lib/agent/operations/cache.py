@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import frames, priority, transfer
 from onestor_lib.agent.bandwidth import Limit
-from onestor_lib.agent.cache import fill, record, room, scrub
-from onestor_lib.agent.errors import CacheFailed, OnestorError, TransferFailed, from_os_error
+from onestor_lib.agent.cache import fill, growing, record, room, scrub
+from onestor_lib.agent.errors import CacheFailed, TransferFailed, from_os_error
 from onestor_lib.agent.server import Call
 
 _held: list[fill.Had] = []  # what the connection that this process serves holds
@@ -26,33 +27,45 @@ def hold(call: Call, *, image: dict[str, Any], marker: str) -> dict[str, Any]:
     wanted = fill.Wanted.from_json(image)
     had: fill.Had = call.keep(fill.held(call, wanted, wanted.path.parent.parent))
     _held.append(had)
-    return {"hit": had.is_hit}
+    return {"hit": had.is_hit, "digest": had.record.digest}
 
 
 def read(
     call: Call, *, receiver: str, stall: float, bytes_per_second: int, bulk: dict[str, Any]
 ) -> dict[str, Any]:
     """Send the image that :func:`hold` holds down this connection, to the host ``receiver``."""
-    priority.lower(**bulk)
-    limit = Limit(receiver, bytes_per_second) if bytes_per_second else None
     (had,) = _held
     manifest = record.read_manifest(had.entry.sidecar, had.record)
-    size = had.record.version.size
-    with call.streaming() as pipe:
-        try:
-            fd = transfer.open_source(had.entry.image)
-            try:
-                sender = transfer.Sender(pipe, stall=stall, limit=limit)
-                sender.send(fd, size, manifest)
-            finally:
-                os.close(fd)
-        except (TimeoutError, EOFError, BrokenPipeError, ValueError) as error:
-            raise TransferFailed("send", str(error) or "the receiver went away") from error
-        except OnestorError as error:
-            frames.write_error(pipe, error, stall)
-        except OSError as error:
-            frames.write_error(pipe, from_os_error("send", error), stall)
-    return {"sent": sender.sent}
+
+    def send(sender: transfer.Sender, fd: int) -> None:
+        sender.send(fd, had.record.version.size, manifest)
+
+    return _send(call, had.entry.image, send, receiver, stall, bytes_per_second, bulk)
+
+
+def follow(
+    call: Call,
+    *,
+    path: str,
+    size: int,
+    part: str,
+    manifest: str,
+    receiver: str,
+    stall: float,
+    bytes_per_second: int,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
+    """Send the file ``part`` down this connection while it is filled: cut-through.
+
+    It will have ``size`` bytes and become the entry ``path``; whether it did is told by
+    :func:`hold`, with the digest.
+    """
+
+    def send(sender: transfer.Sender, fd: int) -> None:
+        fill_of = growing.Fill(Path(path), fd, size, Path(manifest))
+        sender.follow(fd, size, fill_of.complete, lambda: fill_of.digest(stall))
+
+    return _send(call, Path(part), send, receiver, stall, bytes_per_second, bulk)
 
 
 def verify(call: Call, *, path: str, lock_timeout: float) -> dict[str, str]:
@@ -64,3 +77,30 @@ def trim(call: Call, *, root: str, limits: dict[str, Any], lock_timeout: float) 
     """Evict until the limits are kept; the bytes that are in the cache then."""
     room.trim(Path(root), room.Limits(**limits), timeout=lock_timeout, say=call.log)
     return {"bytes": room.used(Path(root))}
+
+
+def _send(
+    call: Call,
+    path: Path,
+    work: Callable[[transfer.Sender, int], None],
+    receiver: str,
+    stall: float,
+    bytes_per_second: int,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
+    """Open ``path`` and let ``work`` send it; our errors go down the stream as its end."""
+    priority.lower(**bulk)
+    limit = Limit(receiver, bytes_per_second) if bytes_per_second else None
+    fd = transfer.open_source(path)
+    try:
+        with call.streaming() as pipe:
+            sender = transfer.Sender(pipe, stall=stall, limit=limit)
+            try:
+                work(sender, fd)
+            except (TimeoutError, EOFError, BrokenPipeError, ValueError) as error:
+                raise TransferFailed("send", str(error) or "the receiver went away") from error
+            except OSError as error:
+                frames.write_error(pipe, from_os_error("send", error), stall)
+    finally:
+        os.close(fd)
+    return {"sent": sender.sent}

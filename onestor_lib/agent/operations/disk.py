@@ -71,10 +71,11 @@ def place(
             stack.enter_context(
                 vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout)
             )
-            if check_space and not (image and form.thin):
-                space.require(directory, _needed(source, form))
+            needed = _needed(source, form, directory, is_cached=image is not None)
+            if check_space:
+                space.require(directory, needed)
             crashpoints.reach("place.prepared")
-            had = _cached(call, image, datastore.parent, stack)
+            had = _cached(call, image, datastore.parent, needed, stack)
             new = _NewDisk(call, disk, form, source, check_space, stack)
             new.prepare(had)
             call.ask("wanted")
@@ -103,9 +104,15 @@ def delete_directory(call: Call, *, path: str) -> dict[str, bool]:
 
 
 def _cached(
-    call: Call, image: dict[str, Any] | None, root: Path, stack: contextlib.ExitStack
+    call: Call,
+    image: dict[str, Any] | None,
+    root: Path,
+    headroom: int,
+    stack: contextlib.ExitStack,
 ) -> fill.Had | None:
     """The image in this machine's cache, held until ``stack`` ends; None to do without.
+
+    ``headroom`` bytes will be needed beside it.
 
     Whatever is wrong with the cache must not fail the VM: one warning, then the image comes past
     it (known failure A18).
@@ -113,7 +120,7 @@ def _cached(
     if image is None:
         return None
     try:
-        return stack.enter_context(fill.held(call, fill.Wanted.from_json(image), root))
+        return stack.enter_context(fill.held(call, fill.Wanted.from_json(image, headroom), root))
     except OnestorError as error:
         call.log("WARN", f"the image goes past the cache of {socket.gethostname()}: {error}")
         return None
@@ -152,8 +159,9 @@ class _NewDisk:
         if had:
             _copy_cached(had.entry.image, temporary, self._source["size"])
         else:
-            if self._check_space and shape.thin:
-                space.require(self._disk.parent, _needed(self._source, shape))
+            if self._check_space:
+                directory = self._disk.parent
+                space.require(directory, _needed(self._source, shape, directory, is_cached=False))
             _fetch(self._call, temporary, self._source["size"], item="disk")
         crashpoints.reach("place.received")
         self._file = _shape(self._file, shape, self._stack)
@@ -327,8 +335,13 @@ def _is_own_try(known: dict[str, Any], record: dict[str, Any], retry: bool) -> b
     return bool(known) and all(known.get(key) == record[key] for key in same)
 
 
-def _needed(source: dict[str, Any], shape: Shape) -> int:
-    """Bytes a disk of its own takes at most while it is put in place, its snapshots included."""
+def _needed(source: dict[str, Any], shape: Shape, directory: Path, *, is_cached: bool) -> int:
+    """Bytes the disk takes at most while it is put in place, its snapshots included.
+
+    An overlay on a cached image takes next to nothing, nor does a copy that shares its blocks.
+    """
+    if is_cached and shape.sparse and (shape.thin or extents.can_share(directory)):
+        return 0
     if shape.sparse:
         return int(source["allocated"])
     full = max(source["size"], source["virtual_size"], shape.grow_to)

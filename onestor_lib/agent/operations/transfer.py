@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import client, extents, origin, priority, publish, transfer
+from onestor_lib.agent import extents, origin, priority, publish, pulling, transfer
+from onestor_lib.agent.cache.entry import progress_of
 from onestor_lib.agent.cache.record import Version
 from onestor_lib.agent.chunks import Manifest
-from onestor_lib.agent.errors import HostUnreachable, TransferFailed
 from onestor_lib.agent.server import Call
 
 
@@ -68,7 +66,9 @@ def receive(
     temporary already is not sent again.
     """
     priority.lower(**bulk)
-    receiver = transfer.Receiver(Path(temporary), size=size, stall=stall, reuse=reuse)
+    receiver = transfer.Receiver(
+        Path(temporary), size=size, stall=stall, reuse=reuse, progress=_progress(manifest)
+    )
     with receiver, call.streaming() as pipe:
         found = receiver.receive(pipe)
     return _received(found, manifest)
@@ -95,25 +95,10 @@ def pull(
     entry is checked; a damaged one is dropped, filled anew and fetched again.
     """
     priority.lower(**bulk)
-    size = int(image["version"]["size"])
     sending = {"stall": stall, "bytes_per_second": bytes_per_second, "bulk": bulk}
-    for is_last in (False, True):
-        with transfer.Receiver(
-            Path(temporary), size=size, stall=stall, reuse=reuse, host=host
-        ) as receiver:
-            try:
-                found = _fetch(call, receiver, argv, host, image, marker, sending)
-                return {**_received(found, manifest), "sent": receiver.received}
-            except TransferFailed as error:
-                if is_last or error.cause != transfer.DIFFERENT:
-                    raise
-        if not (wrong := _verify_there(argv, host, image)):
-            raise TransferFailed(
-                "receive", "the replica has sent other bytes", host=host, path=image["path"]
-            )
-        call.log("WARN", f"the entry of {image['path']} on {host} was dropped: {wrong}")
-        reuse = False
-    raise AssertionError("unreachable")
+    replica = pulling.Replica(call, argv, host, image, marker, sending)
+    found, received = replica.fetch(Path(temporary), reuse=reuse, progress=_progress(manifest))
+    return {**_received(found, manifest), "sent": received}
 
 
 def copy_here(
@@ -143,50 +128,11 @@ def copy_here(
     return {"size": size, "sent": 0}
 
 
+def _progress(manifest: str) -> Path | None:
+    return progress_of(Path(manifest)) if manifest else None
+
+
 def _received(found: Manifest, manifest: str) -> dict[str, Any]:
     if manifest:
         publish.write_file(Path(manifest), found.to_bytes())
     return {"size": found.size, "digest": found.digest()}
-
-
-def _fetch(
-    call: Call,
-    receiver: transfer.Receiver,
-    argv: list[str],
-    host: str,
-    image: dict[str, Any],
-    marker: str,
-    sending: dict[str, Any],
-) -> Manifest:
-    with _agent(argv, host, call.log) as replica:
-        replica.call("cache.hold", on_ask=_pass_on(call, host), image=image, marker=marker)
-        pipe = replica.stream("cache.read", receiver=socket.gethostname(), **sending)
-        return receiver.receive(pipe)
-
-
-def _verify_there(argv: list[str], host: str, image: dict[str, Any]) -> str:
-    with _agent(argv, host, lambda severity, text: None) as replica:
-        timeout = image["lock_timeout"]
-        found = replica.call("cache.verify", path=image["path"], lock_timeout=timeout)
-    return str(found["wrong"])
-
-
-def _agent(argv: list[str], host: str, on_log: Callable[[str, str], None]) -> client.AgentClient:
-    """An agent on another machine, started from here."""
-    agent = client.AgentClient(client.ProcessStream(argv), host, on_log=on_log)
-    try:
-        agent.start(client.payload)
-    except HostUnreachable as error:
-        agent.close()
-        raise transfer.between(error, host) from error
-    return agent
-
-
-def _pass_on(call: Call, host: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Answer the questions of the replica's agent with those of the front-end."""
-
-    def ask(question: dict[str, Any]) -> dict[str, Any]:
-        facts = {name: value for name, value in question.items() if name != "ask"}
-        return call.ask(str(question["ask"]), **{**facts, "host": host})
-
-    return ask

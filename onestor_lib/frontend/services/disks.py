@@ -111,7 +111,6 @@ class Placement:
                 return {}
 
             shape = _shape(disk, settings, standalone=persistent)
-            headroom = 0 if shape["thin"] else int(facts["allocated"])
             with hosts.agent(self.target.host) as host:
                 placed = host.call(
                     "disk.place",
@@ -119,7 +118,7 @@ class Placement:
                     path=self.target.path,
                     shape=shape,
                     source=facts,
-                    image=None if persistent else supply.cached(headroom),
+                    image=None if persistent else supply.cached(),
                     check_space=settings.yes("CHECK_FREE_SPACE"),
                     record={
                         "action": self.action,

@@ -61,10 +61,9 @@ class Supply:
         self.sent += int(found["sent"])
         return {"digest": found.get("digest", ""), "source": self.way[-1]}
 
-    def cached(self, headroom: int) -> dict[str, Any]:
-        """What the host's cache is asked to have; ``headroom`` bytes are needed beside it."""
-        prefix = "REPLICA" if self.is_replica else "HOST_CACHE"
-        return self._wanted(prefix, headroom, self.is_replica)
+    def cached(self) -> dict[str, Any]:
+        """What the host's cache is asked to have."""
+        return self._wanted("REPLICA" if self.is_replica else "HOST_CACHE", self.is_replica)
 
     def _from_replica(self, target: dict[str, Any]) -> dict[str, Any] | None:
         """Let the host fetch the image from the first replica that works; None without any."""
@@ -75,7 +74,7 @@ class Supply:
                     replica,
                     self._storage_address(replica),
                     host=self._host,
-                    image=self._wanted("REPLICA", 0, True),
+                    image=self._wanted("REPLICA", True),
                     answer=self.answer,
                     **target,
                 )
@@ -97,14 +96,13 @@ class Supply:
         crashpoints.reach("frontend.sent")
         return found
 
-    def _wanted(self, prefix: str, headroom: int, is_replica: bool) -> dict[str, Any]:
+    def _wanted(self, prefix: str, is_replica: bool) -> dict[str, Any]:
         """See :class:`onestor_lib.agent.cache.fill.Wanted`."""
         settings = self._hosts.settings
         return {
             "path": self._origin.path,
             "version": self._facts["version"],
             "needed": self._facts["allocated"],
-            "headroom": headroom,
             "is_replica": is_replica,
             "limits": limits(settings, prefix),
             "lock_timeout": settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
