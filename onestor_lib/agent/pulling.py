@@ -80,7 +80,9 @@ class Replica:
     ) -> tuple[Manifest, int]:
         with self._agent() as replica:
             arguments = {"receiver": socket.gethostname(), **self._sending}
-            follower = _Follower(self._agent, lambda: receiver(reuse), self._image, arguments)
+            follower = _Follower(
+                self._agent, lambda: receiver(reuse), self._image, arguments, self._call.log
+            )
             with follower:
                 held = replica.call(
                     "cache.hold",
@@ -132,8 +134,10 @@ class _Follower:
         receiver: Callable[[], transfer.Receiver],
         image: dict[str, Any],
         arguments: dict[str, Any],
+        log: Callable[[str, str], None],
     ) -> None:
         self.received = 0
+        self._log = log
         self._agent, self._receiver = agent, receiver
         self._arguments = {
             "path": image["path"], "size": image["version"]["size"], **arguments
@@ -170,7 +174,13 @@ class _Follower:
             self._thread.join()
 
     def _run(self, part: str, manifest: str) -> None:
-        with contextlib.suppress(OnestorError, OSError), self._agent() as replica:
+        try:
+            self._receive(part, manifest)
+        except (OnestorError, OSError) as error:
+            self._log("DEBUG", f"the fill could not be followed: {error}")
+
+    def _receive(self, part: str, manifest: str) -> None:
+        with self._agent() as replica:
             self._connection = replica
             if self._ended:
                 return
