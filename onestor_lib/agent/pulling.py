@@ -12,21 +12,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from onestor_lib.agent import client, transfer
 from onestor_lib.agent.chunks import Manifest
+from onestor_lib.agent.dialogue import Dialogue
 from onestor_lib.agent.errors import HostUnreachable, OnestorError, TransferFailed
-
-
-class Dialogue(Protocol):
-    """The front-end's side of an operation (``onestor_lib.agent.server.Call``)."""
-
-    def ask(
-        self, question: str, *, meanwhile: Callable[[], None] = ..., **facts: Any
-    ) -> dict[str, Any]: ...
-
-    def log(self, severity: str, text: str) -> None: ...
 
 
 class Replica:

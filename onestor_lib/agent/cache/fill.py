@@ -10,25 +10,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from onestor_lib.agent import crashpoints, locks, vm_directory
 from onestor_lib.agent.cache import room
 from onestor_lib.agent.cache.entry import Entry, chunks_of, may_be_cached
 from onestor_lib.agent.cache.record import Record, Version
+from onestor_lib.agent.dialogue import Dialogue
 from onestor_lib.agent.errors import CacheFailed, NoSpace, OnestorError, from_os_error
 
 _ROUNDS = 5
-
-
-class Dialogue(Protocol):
-    """The front-end's side of an operation (``onestor_lib.agent.server.Call``)."""
-
-    def ask(
-        self, question: str, *, meanwhile: Callable[[], None] = ..., **facts: Any
-    ) -> dict[str, Any]: ...
-
-    def log(self, severity: str, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
