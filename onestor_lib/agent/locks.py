@@ -27,9 +27,12 @@ _PAUSE = 0.05  # seconds between two tries
 class Held:
     """A lock that is held."""
 
-    def __init__(self, fd: int, path: Path, purpose: str) -> None:
+    def __init__(self, fd: int, path: Path, purpose: str, *, is_shared: bool = False) -> None:
         self._fd, self._path, self._purpose = fd, path, purpose
+        before = os.fstat(fd)
         self._sign()
+        if is_shared:  # one reader more is no progress for those who wait for the last to end
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def progress(self) -> None:
         """Tell those who wait that the work goes on."""
@@ -65,7 +68,7 @@ def exclusive(path: Path, *, purpose: str, timeout: float) -> Iterator[Held]:
 def shared(path: Path, *, purpose: str, timeout: float) -> Iterator[Held]:
     """As :func:`exclusive`, together with others who share the lock."""
     with _locked(path, fcntl.LOCK_SH, timeout) as fd:
-        yield Held(fd, path, purpose)
+        yield Held(fd, path, purpose, is_shared=True)
 
 
 @contextlib.contextmanager
