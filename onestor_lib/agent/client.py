@@ -28,7 +28,7 @@ START = "start the agent"  # the step up to the greeting
 payload = b""
 
 _BOOT = """\
-import os,sys,zlib
+import os,sys
 if sys.version_info<(3,9):sys.exit("python3 here is "+sys.version.split()[0]+", onestor needs 3.9")
 def r(n):
  b=b""
@@ -39,10 +39,11 @@ def r(n):
  return b
 p=r(int(r(10)))
 import json
-d=json.loads(zlib.decompress(p))
+h,_,b=p.partition(b"\\n")
+h=json.loads(h)
 n={"__name__":"onestor_bootstrap"}
-exec(d["bootstrap"],n)
-n["start"](d["modules"],d["settings"],p)
+exec(h["bootstrap"],n)
+n["start"](h,b,p)
 """
 
 # Constant texts, built from no data: the one for an argv, the other for a login shell.

@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 import xmlrpc.server
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,6 @@ from onestor_lib.frontend.services.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
-build_bundle = bundle.build.__wrapped__  # anew each time
 TOO_LONG = 30  # seconds after which a test counts as waiting for ever
 
 
@@ -121,12 +119,13 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def changed_bundle(module: str, old: str, new: str) -> bytes:
-    """The agent's code with one place changed."""
-    content = json.loads(zlib.decompress(build_bundle()))
-    assert content["modules"][module].count(old) == 1
-    content["modules"][module] = content["modules"][module].replace(old, new)
-    return zlib.compress(json.dumps(content).encode("ascii"), 1)
+def changed_bundle(module: str, *changes: tuple[str, str]) -> bytes:
+    """The agent's code with places of one module changed: (old, new)."""
+    modules = bundle.sources(ROOT / "onestor_lib")
+    for old, new in changes:
+        assert modules[module].count(old) == 1
+        modules[module] = modules[module].replace(old, new)
+    return bundle.with_settings(bundle.pack(modules))
 
 
 @dataclass
@@ -143,9 +142,9 @@ class Agents:
             patch.setenv(crashpoints.VARIABLE, crash_at)
             # The crash point travels with the code, and so does where it is noted.
             code = changed_bundle(
-                "onestor_lib.agent.crashpoints", f'Path("{crashpoints.NOTE}")',
-                f"Path({str(self.crash_note)!r})",
-            )  # fmt: skip
+                "onestor_lib.agent.crashpoints",
+                (f'Path("{crashpoints.NOTE}")', f"Path({str(self.crash_note)!r})"),
+            )
             patch.setattr(bundle, "build", lambda: code)
             with self.hosts.local_agent() as agent:
                 yield agent

@@ -6,9 +6,9 @@ import ast
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,7 +71,8 @@ class TestStart:
     def test_endless_noise_ends(self, line: str) -> None:
         signal.alarm(3)
         with pytest.raises(HostUnreachable, match="start the agent host1: endless output"):
-            start_and_end(["timeout", "2", "yes", line])
+            # sshd takes what is sent, whether or not anybody reads it.
+            start_and_end(["sh", "-c", 'timeout 2 yes "$1" & cat >/dev/null', "sh", line])
 
     def test_K13_a_python_that_is_too_old_is_named(self) -> None:
         old = "import sys; sys.version_info = (3, 6, 8); sys.version = '3.6.8 (default)'; "
@@ -104,8 +105,27 @@ class TestStart:
             pass
 
     def test_a_damaged_bundle_is_reported(self) -> None:
-        with pytest.raises(HostUnreachable, match=r"zlib.error"), started(ARGV, b"x" * 100):
+        with pytest.raises(HostUnreachable, match=r"JSONDecodeError"), started(ARGV, b"x" * 100):
             pass
+
+    @pytest.mark.parametrize("magic", ["", "of another Python"])
+    def test_K13_bytecode_is_for_its_own_python_and_source_for_any(self, magic: str) -> None:
+        """What an operation does and what a traceback names is the same both ways."""
+        line, _, rest = bundle.build().partition(b"\n")
+        header = json.loads(line)
+        if magic:
+            # Should it be used all the same, the agent ends here.
+            rest = bytes(header["bytecode"]) + rest[header["bytecode"] :]
+            header["magic"] = magic
+        logged: list[tuple[str, str]] = []
+        stream = ProcessStream(ARGV)
+        with AgentClient(stream, "h", on_log=lambda *each: logged.append(each)) as agent:
+            agent.start(json.dumps(header).encode() + b"\n" + rest)
+            assert run(agent, "echo", "hello")["stdout"] == "hello\n"
+            with pytest.raises(ProgrammerError):
+                agent.call("usage.capacity", wrong=1)
+        ((_, traceback),) = logged
+        assert re.search(r'File "<onestor_lib.agent.server>", line \d+, in _handle', traceback)
 
     def test_nothing_of_the_host_s_python_gets_in(self, tmp_path: Path) -> None:
         """Isolated: neither the directory it starts in nor the environment changes modules."""
@@ -140,17 +160,20 @@ class TestCalls:
 
     def test_prints_of_programs_do_not_get_into_the_answers(self) -> None:
         code = changed_bundle(
-            "onestor_lib.agent.operations.program", "    result = ",
-            '    print("{}", flush=True)\n    result = ',
-        )  # fmt: skip
+            "onestor_lib.agent.operations.program",
+            ("    result = ", '    print("{}", flush=True)\n    result = '),
+        )
         with started(ARGV, code) as agent:
             assert run(agent, "echo", "hello")["stdout"] == "hello\n"
 
     def test_logs_are_one_line_each(self, agents: Agents) -> None:
         code = changed_bundle(
-            "onestor_lib.agent.operations.program", "    result = ",
-            '    call.log("WARN", "first\\nsecond"); call.progress(1, 2)\n    result = ',
-        )  # fmt: skip
+            "onestor_lib.agent.operations.program",
+            (
+                "    result = ",
+                '    call.log("WARN", "first\\nsecond"); call.progress(1, 2)\n    result = ',
+            ),
+        )
         logged: list[tuple[str, str]] = []
         progress: list[tuple[int, int]] = []
         with AgentClient(
@@ -226,19 +249,20 @@ class TestEnd:
             start_and_end(["sh", "-c", "cat >/dev/null"])
 
     def test_an_agent_ends_when_its_peer_is_silent(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        code = changed_bundle("onestor_lib.agent.channel", "SILENCE = 60.0", "SILENCE = 0.5")
+        code = changed_bundle("onestor_lib.agent.channel", ("SILENCE = 60.0", "SILENCE = 0.5"))
         monkeypatch.setattr(channel, "PULSE", 60.0)
         with started(ARGV, code) as agent:
             wait_until(lambda: not is_alive(pid_of(agent)))
 
     def test_signs_of_life_keep_both_sides(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        content = changed_bundle("onestor_lib.agent.channel", "SILENCE = 60.0", "SILENCE = 0.5")
+        code = changed_bundle(
+            "onestor_lib.agent.channel",
+            ("SILENCE = 60.0", "SILENCE = 0.5"),
+            ("PULSE = 5.0", "PULSE = 0.1"),
+        )
         monkeypatch.setattr(channel, "SILENCE", 0.5)
         monkeypatch.setattr(channel, "PULSE", 0.1)
-        decoded = json.loads(zlib.decompress(content))
-        name = "onestor_lib.agent.channel"
-        decoded["modules"][name] = decoded["modules"][name].replace("PULSE = 5.0", "PULSE = 0.1")
-        with started(ARGV, zlib.compress(json.dumps(decoded).encode())) as agent:
+        with started(ARGV, code) as agent:
             assert run(agent, "sleep", "1.2")["stdout"] == ""
 
     def test_damaged_messages_end_an_agent(self) -> None:

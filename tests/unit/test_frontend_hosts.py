@@ -1,21 +1,18 @@
-"""How hosts are reached: the code that is sent, command lines. Host keys: tests/tool."""
+"""How hosts are reached: command lines. Host keys: tests/tool; the code sent: test_bundle."""
 
 from __future__ import annotations
 
 import io
-import json
 import socket
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onestor_lib.agent import client, crashpoints, process
-from onestor_lib.agent.bootstrap import SentModules
+from onestor_lib.agent import client, process
 from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.agent.process import Result
-from onestor_lib.frontend import bundle, config, openssh, ssh
+from onestor_lib.frontend import config, openssh, ssh
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services.hosts import Hosts
 
@@ -23,29 +20,6 @@ from onestor_lib.frontend.services.hosts import Hosts
 def hosts(**values: str) -> Hosts:
     settings = config.Settings(config.TM_ATTRIBUTES, values)
     return Hosts(settings, Log("test", stderr=io.StringIO()))
-
-
-def test_the_bundle_holds_the_agent_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(crashpoints.VARIABLE, "publish.synced")
-    bundle.build.cache_clear()
-    content = json.loads(zlib.decompress(bundle.build()))
-    bundle.build.cache_clear()
-    assert content["settings"] == {"crash_at": "publish.synced"}
-    assert {"onestor_lib", "onestor_lib.agent.operations.disk"} <= set(content["modules"])
-    assert not [name for name in content["modules"] if "frontend" in name]
-    assert "def start(" in content["bootstrap"]
-
-
-def test_sent_modules() -> None:
-    finder = SentModules({"sent": "", "sent.inner": "answer = 42", "other": ""})
-    package = finder.find_spec("sent", None)
-    inner = finder.find_spec("sent.inner", None)
-    assert package and package.submodule_search_locations == []
-    assert inner and inner.submodule_search_locations is None
-    assert finder.find_spec("json", None) is None
-    module = type(json)("sent.inner")
-    finder.exec_module(module)
-    assert module.answer == 42
 
 
 def test_J4_K10_the_command_line_of_the_data_connection() -> None:
