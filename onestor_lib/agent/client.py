@@ -12,13 +12,12 @@ import json
 import os
 import select
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from onestor_lib.agent import channel, errors, process
+from onestor_lib.agent import channel, errors
 from onestor_lib.agent.errors import HostUnreachable
 
 GREETING = b"onestor agent\n"
@@ -249,9 +248,14 @@ class AgentClient:
 
 
 class ProcessStream:
-    """A stream to a program started here: a local agent, or the OpenSSH client."""
+    """A stream to a program started here: a local agent, or the OpenSSH client.
+
+    Most agents start none, so what only this class needs is imported here.
+    """
 
     def __init__(self, argv: Sequence[str]) -> None:
+        import subprocess
+
         self._argv0 = argv[0]
         self._process = subprocess.Popen(
             list(argv),
@@ -298,6 +302,8 @@ class ProcessStream:
                 return os.read(self._out, 1 << 20)
 
     def last_words(self) -> str:
+        from onestor_lib.agent import process
+
         self._end()
         self._listen()
         said = process.last_lines(self._said)
@@ -326,6 +332,8 @@ class ProcessStream:
 
     def _end(self) -> None:
         """Close its stdin, which is its signal to clean up and end; insist after a while."""
+        import subprocess
+
         with contextlib.suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()

@@ -10,7 +10,7 @@ that of qemu's docs/interop/qcow2.txt.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from onestor_lib.agent.errors import InvalidInput, NotAllowed
 
@@ -35,8 +35,7 @@ _TAR = (257, b"ustar")
 _VDI = (64, b"\x7f\x10\xda\xbe")
 
 
-@dataclass(frozen=True)
-class Qcow2:
+class Qcow2(NamedTuple):
     """What the header of a qcow2 image says; sizes in bytes."""
 
     virtual_size: int
@@ -44,8 +43,7 @@ class Qcow2:
     snapshots: int
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """Format as OpenNebula names it ("raw", "qcow2") and the size a guest sees, in bytes."""
 
     format: str

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed, from_os_error
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """Directories images may not come from, and the exceptions from that."""
 
     restricted: Sequence[str]

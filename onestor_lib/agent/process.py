@@ -17,8 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from onestor_lib.agent.errors import CommandFailed
 
@@ -30,8 +29,7 @@ STDERR_TAIL = 16 << 10  # bytes kept: the last lines hold the cause
 SEARCH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """How a program ended."""
 
     argv: tuple[str, ...]
@@ -95,8 +93,7 @@ def find(program: str, step: str) -> str:
     return found
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a program that reads hostile data may use (known failure J15)."""
 
     cpu_seconds: int = 30

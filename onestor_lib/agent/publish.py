@@ -16,9 +16,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
-import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +35,7 @@ def temporary_name(final: str) -> str:
     """A fresh name for something unfinished that shall be called ``final``."""
     pid = os.getpid()
     owner = f"{_host()}-{_boot()}-{pid}-{_start_time(pid)}"
-    return f".{final}.{owner}-{secrets.token_hex(8)}.tmp"
+    return f".{final}.{owner}-{os.urandom(8).hex()}.tmp"
 
 
 def is_temporary(name: str) -> bool:
@@ -183,6 +180,8 @@ def remove(path: Path) -> bool:
 
     A directory that somebody still writes into is emptied again, a few times.
     """
+    import shutil  # not at start-up: it loads all kinds of compression
+
     for attempt in range(5):
         try:
             if path.is_dir() and not path.is_symlink():
@@ -240,7 +239,7 @@ def _link(temporary: Path, final: Path) -> None:
 
 
 def _host() -> str:
-    return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:64]
+    return re.sub(r"[^\w-]", "-", os.uname().nodename, flags=re.ASCII)[:64]
 
 
 def _boot() -> str:

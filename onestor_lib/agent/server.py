@@ -14,10 +14,8 @@ import contextlib
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,7 +88,7 @@ class Server:
     def serve(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._pulse, daemon=True).start()
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.version.split()[0]}
+        facts = {"host": os.uname().nodename, "pid": os.getpid(), "python": sys.version.split()[0]}
         self.writer.send({"agent": facts})
         while (message := self._messages.get()) is not None:
             self._busy = True
@@ -121,6 +119,8 @@ class Server:
         except OSError as error:
             return {"error": errors.to_json(errors.from_os_error(name, error))}
         except Exception as error:  # noqa: BLE001 - the boundary: reported, never a traceback for oned
+            import traceback
+
             bug = errors.ProgrammerError(name, f"{type(error).__name__}: {error}")
             return {"error": {**errors.to_json(bug), "traceback": traceback.format_exc()}}
 

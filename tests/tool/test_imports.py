@@ -53,3 +53,21 @@ def test_K13_the_host_probe_loads_little() -> None:
     assert ours == {"onestor_lib", "onestor_lib.agent", "onestor_lib.agent.usage"}
     assert "subprocess" not in found and "threading" not in found
     assert Path("/usr/bin/python3").exists()
+
+
+def test_the_agent_starts_with_little() -> None:
+    """Each of these takes a millisecond or more, on each host of each action."""
+    names = ["onestor_lib.agent.bootstrap", "onestor_lib.agent.server"]
+    found = loaded(names, "-I", "-S", python="/usr/bin/python3")
+    spared = {
+        "dataclasses", "hashlib", "importlib.abc", "inspect", "random", "shutil", "socket",
+        "subprocess", "tempfile", "traceback",
+    }  # fmt: skip
+    assert not spared & found
+
+
+@pytest.mark.parametrize("name", ["disk", "image", "program", "usage"])
+def test_operations_load_no_code_generator(name: str) -> None:
+    """dataclasses comes with inspect, ast and dis."""
+    found = loaded([f"onestor_lib.agent.operations.{name}"], "-I", "-S", python="/usr/bin/python3")
+    assert not {"dataclasses", "inspect", "tempfile"} & found
