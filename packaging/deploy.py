@@ -29,8 +29,14 @@ from pathlib import Path, PurePosixPath
 
 import takeover
 
+# Of the tree that is installed from: root runs nothing out of the remotes directory.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from onestor_lib.frontend import bundle
+
 LIBRARY = "onestor_lib"
 MANIFEST = f"{LIBRARY}/INSTALLED"
+BUNDLE = f"{LIBRARY}/{bundle.PREBUILT}"
 DRIVERS = ("tm/onestor", "datastore/onestor")
 CONFIGURATION = ("etc/tm/onestor", "etc/datastore/onestor")
 # Nobody but us puts files there.
@@ -378,6 +384,18 @@ def compile_library(deployment: Deployment, modules: list[str], changed: set[str
             deployment.publish(temporary, target, 0o644)
 
 
+def bundle_agent(deployment: Deployment, recorded: str) -> str:
+    """What agents are started with, made of the installed modules; returns its digest.
+
+    Without it every action would have to make it.
+    """
+    if deployment.dry_run:
+        return recorded
+    file = File(BUNDLE, bundle.prebuild(deployment.remotes / LIBRARY), 0o644)
+    deployment.put(file)
+    return file.digest
+
+
 def foreign_bytecode(remotes: Path, modules: list[str]) -> Iterator[Path]:
     """Bytecode of modules that are gone, of another interpreter, or beside entry scripts."""
     expected = {bytecode_path(remotes / name) for name in modules}
@@ -406,6 +424,7 @@ def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -
     new = Manifest(source_version(source), interpreter, venv)
     changed = set()
     planned = {name: file.digest for name, file in files.items() if not file.is_configuration}
+    planned[BUNDLE] = ""  # what it will be is not known yet
     if not set(planned) <= set(old.files):
         # Should this run be cut short, --uninstall still knows all that it may have left.
         deployment.put(Manifest(old.version, old.interpreter, old.venv, planned | old.files).file())
@@ -417,6 +436,7 @@ def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -
         if deployment.put(file):
             changed.add(name)
     compile_library(deployment, modules_of(files), changed)
+    new.files[BUNDLE] = bundle_agent(deployment, old.files.get(BUNDLE, ""))
     for path in [*foreign_bytecode(remotes, modules_of(files))]:
         deployment.remove(path)
     for name in sorted(set(old.files) - set(new.files) - set(files)):
@@ -596,13 +616,37 @@ def compare(
                 yield f"{path}: differs from this tree"
             else:
                 say(f"ok: {path}: edited")
-        elif stat.S_IMODE(status.st_mode) != file.mode:
-            yield f"{path}: mode {stat.S_IMODE(status.st_mode):04o} instead of {file.mode:04o}"
-        if not owner.of(status):
-            yield f"{path}: owner {status.st_uid}:{status.st_gid}, not {owner.uid}:{owner.gid}"
+        else:
+            yield from wrong_mode(path, status, file.mode)
+        yield from wrong_owner(path, status, owner)
     for name in modules_of(files):
         if lstat(remotes / name) is not None and not bytecode_is_valid(remotes / name):
             yield f"{remotes / name}: no valid bytecode beside it"
+    yield from compare_bundle(remotes, owner)
+
+
+def compare_bundle(remotes: Path, owner: Owner) -> Iterator[str]:
+    path = remotes / BUNDLE
+    status = lstat(path)
+    if status is None:
+        yield f"{path}: missing"
+    elif not stat.S_ISREG(status.st_mode):
+        yield f"{path}: not a regular file"
+    else:
+        if bundle.prebuilt(remotes / LIBRARY) is None:
+            yield f"{path}: damaged, or made of other modules or for another python"
+        yield from wrong_mode(path, status, 0o644)
+        yield from wrong_owner(path, status, owner)
+
+
+def wrong_mode(path: Path, status: os.stat_result, mode: int) -> Iterator[str]:
+    if stat.S_IMODE(status.st_mode) != mode:
+        yield f"{path}: mode {stat.S_IMODE(status.st_mode):04o} instead of {mode:04o}"
+
+
+def wrong_owner(path: Path, status: os.stat_result, owner: Owner) -> Iterator[str]:
+    if not owner.of(status):
+        yield f"{path}: owner {status.st_uid}:{status.st_gid}, not {owner.uid}:{owner.gid}"
 
 
 def strangers(remotes: Path, files: dict[str, File]) -> Iterator[Path]:
@@ -610,7 +654,7 @@ def strangers(remotes: Path, files: dict[str, File]) -> Iterator[Path]:
     for top in OWN:
         for path in sorted((remotes / top).rglob("*")):
             name = path.relative_to(remotes).as_posix()
-            if path.is_dir() or name in files or name == MANIFEST:
+            if path.is_dir() or name in files or name in (MANIFEST, BUNDLE):
                 continue
             if "__pycache__" not in path.parts:
                 yield path

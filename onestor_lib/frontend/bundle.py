@@ -74,9 +74,12 @@ def sources(library: Path) -> dict[str, str]:
 
 
 def prebuild(library: Path) -> bytes:
-    """The content of the file that :func:`prebuilt` reads, to be written by install.sh."""
+    """The content of the file that :func:`prebuilt` reads, to be written by install.sh.
+
+    Code that is there and fits stays: the bytes of bytecode may differ from one run to the next.
+    """
     stamp = _stamp(library)  # first: should a source change meanwhile, the file will not fit
-    code = pack(sources(library))
+    code = prebuilt(library) or pack(sources(library))
     return stamp + _checksum(code) + code
 
 

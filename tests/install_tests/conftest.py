@@ -147,8 +147,12 @@ def script(path: Path, text: bytes = SCRIPT) -> None:
 def small_tree(source: Path) -> None:
     library = source / "onestor_lib"
     (library / "agent").mkdir(parents=True)
+    (library / "frontend").mkdir()
     (library / "__init__.py").write_text('"""Small."""\n\n__version__ = "0.0.1"\n')
     (library / "agent" / "__init__.py").write_text("")
+    (library / "frontend" / "__init__.py").write_text("")
+    for name in ("agent/bootstrap.py", "agent/crashpoints.py", "frontend/bundle.py"):
+        shutil.copy(ROOT / "onestor_lib" / name, library / name)
     (library / "agent" / "locks.py").write_text("HELD = 1\n")
     for name in ("tm/onestor/clone", "tm/onestor/monitor_ds", "datastore/onestor/cp"):
         script(source / "remotes" / name)

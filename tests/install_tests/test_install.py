@@ -16,6 +16,7 @@ from tests.install_tests.conftest import PYTHON, ROOT, SCRIPT, USER, FrontEnd, s
 
 CLONE = "tm/onestor/clone"
 MONITOR = "tm/onestor/monitor_ds"
+BUNDLE = "onestor_lib/agent.bundle"
 RC = "etc/tm/onestor/onestorrc"
 OURS = ("tm/onestor", "datastore/onestor", "onestor_lib", "etc/tm/onestor", "etc/datastore/onestor")
 
@@ -24,7 +25,7 @@ def test_fresh_install_holds_exactly_the_tree(front_end: FrontEnd) -> None:
     before = front_end.installed()
     out = front_end.run().stdout
     assert "OpenNebula 6.10.0" in out
-    expected = {"onestor_lib/INSTALLED"}
+    expected = {"onestor_lib/INSTALLED", BUNDLE}
     for top, prefix in (("remotes", ""), ("onestor_lib", "onestor_lib/")):
         for path in (front_end.source / top).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.name[0] != ".":
@@ -84,6 +85,77 @@ def test_the_bytecode_is_used(front_end: FrontEnd) -> None:
         check=True,
     )
     assert f"matches {front_end.remotes}/onestor_lib/__init__.py" in done.stderr
+
+
+def prebuilt(front_end: FrontEnd) -> str:
+    """Whether an action would use the agent's code as install.sh has made it."""
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "from onestor_lib.frontend import bundle\n"
+        "print(bundle.prebuilt(pathlib.Path(sys.argv[1], 'onestor_lib')) is not None)"
+    )
+    done = subprocess.run(
+        [PYTHON, "-B", "-c", code, str(front_end.remotes)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_agent_s_code_is_made_once_and_used(front_end: FrontEnd) -> None:
+    front_end.run()
+    assert prebuilt(front_end) == "True"
+    manifest = json.loads((front_end.remotes / "onestor_lib/INSTALLED").read_text())
+    assert manifest["files"][BUNDLE].startswith("sha256:")
+
+
+@pytest.mark.parametrize("module", ["agent/crashpoints.py", "__init__.py", "frontend/bundle.py"])
+def test_the_agent_s_code_is_made_anew_with_its_modules(front_end: FrontEnd, module: str) -> None:
+    front_end.run()
+    before = (front_end.remotes / BUNDLE).read_bytes()
+    with (front_end.source / "onestor_lib" / module).open("a") as file:
+        file.write("\n# newer\n")
+    front_end.run()
+    assert (front_end.remotes / BUNDLE).read_bytes() != before
+    assert prebuilt(front_end) == "True"
+
+
+def test_two_front_ends_have_the_same_code(front_end: FrontEnd) -> None:
+    """Behind the line with the times of the modules."""
+
+    def code() -> bytes:
+        return (front_end.remotes / BUNDLE).read_bytes().partition(b"\n")[2]
+
+    front_end.run()
+    before = code()
+    front_end.run("--uninstall")
+    front_end.run()
+    assert code() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", b"[]\n00000000\n{}\n"])
+def test_damaged_code_of_the_agent_is_put_right(front_end: FrontEnd, content: bytes) -> None:
+    front_end.run()
+    (front_end.remotes / BUNDLE).write_bytes(content)
+    (front_end.remotes / BUNDLE).chmod(0o600)
+    assert prebuilt(front_end) == "False"
+    front_end.run()
+    assert prebuilt(front_end) == "True"
+    assert (front_end.remotes / BUNDLE).stat().st_mode & 0o7777 == 0o644
+
+
+def test_the_agent_s_code_is_never_a_link(front_end: FrontEnd) -> None:
+    """A copy of it elsewhere would do for an action, but goes to the hosts as something else."""
+    front_end.run()
+    target, elsewhere = front_end.remotes / BUNDLE, front_end.base / "elsewhere"
+    shutil.copy(target, elsewhere)
+    target.unlink()
+    target.symlink_to(elsewhere)
+    mode = elsewhere.stat().st_mode
+    front_end.run()
+    assert not target.is_symlink()
+    assert elsewhere.stat().st_mode == mode
 
 
 def test_links_hidden_files_tests_and_bytecode_of_the_source(front_end: FrontEnd) -> None:
@@ -525,6 +597,27 @@ def fault_link(site: FrontEnd) -> str:
 def fault_bytecode(site: FrontEnd) -> str:
     shutil.rmtree(site.remotes / "onestor_lib/__pycache__")
     return "onestor_lib/__init__.py: no valid bytecode"
+
+
+def fault_bundle(site: FrontEnd) -> str:
+    (site.remotes / BUNDLE).write_text("damaged")
+    return f"{BUNDLE}: damaged, or made of other modules"
+
+
+def fault_no_bundle(site: FrontEnd) -> str:
+    (site.remotes / BUNDLE).unlink()
+    return f"{BUNDLE}: missing"
+
+
+def fault_linked_bundle(site: FrontEnd) -> str:
+    (site.remotes / BUNDLE).rename(site.base / "elsewhere")
+    (site.remotes / BUNDLE).symlink_to(site.base / "elsewhere")
+    return f"{BUNDLE}: not a regular file"
+
+
+def fault_mode_of_bundle(site: FrontEnd) -> str:
+    (site.remotes / BUNDLE).chmod(0o666)
+    return f"{BUNDLE}: mode 0666 instead of 0644"
 
 
 def fault_stranger(site: FrontEnd) -> str:
