@@ -91,13 +91,15 @@ def connect(
     before authentication are tried again for a while. ``forward_agent`` lends the agent our
     ssh-agent, for work that itself connects to another host. Raises :class:`HostUnreachable`.
     """
-    import paramiko
+    # While ssh and ssh-keygen look up what is configured and known: it takes longer than both.
+    threading.Thread(target=_import_paramiko).start()
+    options = openssh.resolve(host)
+    known = _KnownHosts(host, options)
+    import paramiko  # waits for the thread
 
     # Its messages, with tracebacks, would go to stderr, which is oned's (contract section 1.5).
     logging.getLogger("paramiko").addHandler(logging.NullHandler())
     logging.getLogger("paramiko").propagate = False
-    options = openssh.resolve(host)
-    known = _KnownHosts(host, options)
     link = _connected(host, options, known, timeout)
     try:
         known.check(link.transport.get_remote_server_key())
@@ -119,6 +121,11 @@ def connect(
         link.close()
         raise
     return ControlStream(link, channel)
+
+
+def _import_paramiko() -> None:
+    with contextlib.suppress(ImportError):  # raised again where it is needed
+        import paramiko  # noqa: F401
 
 
 class _PromptSocket(socket.socket):

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 
+from onestor_lib.agent import client
+from onestor_lib.agent.client import AgentClient, ProcessStream
+from onestor_lib.frontend import bundle
 from tests.benchmarks import cloning
 from tests.benchmarks.measure import Figure, against, within
 from tests.cluster import Node
-from tests.testbed import DATASTORES, REMOTES, Testbed
+from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
 
 PYTHON = "/usr/bin/python3"
+
+CONNECT = f"""
+import sys
+sys.path.insert(0, {REMOTES!r})
+from onestor_lib.agent.client import AgentClient
+from onestor_lib.frontend import bundle, ssh
+with AgentClient(ssh.connect(sys.argv[1], python="python3", timeout=10), sys.argv[1]) as agent:
+    agent.start(bundle.build())
+    agent.call("usage.capacity", path="/")
+"""
 
 
 def startup(bed: Testbed) -> Iterator[Figure]:
@@ -45,6 +63,49 @@ def import_seconds(node: Node, module: str) -> float:
     return min(taken)
 
 
+def agent_start(bed: Testbed) -> Iterator[Figure]:
+    """From exec of python3 on a host to an agent that waits for its first request.
+
+    Once with bytecode, and once as on a host with another Python, which compiles the source.
+    """
+    header, _, parts = bundle.build().partition(b"\n")
+    foreign = json.dumps({**json.loads(header), "magic": ""}).encode() + b"\n" + parts
+    argv = [PYTHON, client.PYTHON_OPTIONS, "-c", client.BOOT_CODE]
+    bare = [PYTHON, client.PYTHON_OPTIONS, "-c", "pass"]
+    agents = contextlib.ExitStack()
+
+    def start(code: bytes) -> None:
+        agents.enter_context(AgentClient(ProcessStream(argv), "here")).start(code)
+
+    for code in (bundle.build(), foreign):
+        figure = against(
+            "agent-start",
+            functools.partial(start, code),
+            "python3 -c pass",
+            lambda: subprocess.run(bare, check=True),
+            limit=None,
+            reset=agents.close,
+            runs=25,
+        )
+        figure.notes["more than python3 itself (s)"] = figure.seconds - figure.yardstick_seconds
+        figure.notes["compiled on the host"] = code is foreign
+        yield figure
+
+
+def control(bed: Testbed) -> Iterator[Figure]:
+    """A program of the front-end that connects to a host, asks the agent one thing, and ends."""
+    host = bed.hosts[0].name
+    argv = [PYTHON, "-B", "-W", "ignore", "-c", CONNECT, host]
+    yield against(
+        "control",
+        lambda: bed.frontend.run(argv, env=AGENT),
+        "ssh HOST python3 -c pass",
+        lambda: bed.frontend.run(["ssh", "-oControlMaster=no", host, "python3 -c pass"], env=AGENT),
+        limit=None,
+        runs=15,
+    )
+
+
 def monitor_ds(bed: Testbed) -> Iterator[Figure]:
     """1,000 VMs with 2 disks of 3 snapshots each, in under 0.5 s."""
     host = bed.hosts[0]
@@ -67,6 +128,8 @@ for vm in range(1000):
 
 BENCHMARKS: dict[str, Callable[[Testbed], Iterator[Figure]]] = {
     "startup": startup,
+    "agent-start": agent_start,
+    "control": control,
     "monitor-ds": monitor_ds,
     "warm-clone": cloning.warm_clone,
     "warm-clone-size": cloning.warm_clone_size,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import struct
 import subprocess
+import sys
 import threading
+import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import pytest
 
 from onestor_lib.agent import process
 from onestor_lib.agent.errors import HostUnreachable
-from onestor_lib.frontend import ssh
+from onestor_lib.frontend import openssh, ssh
 from tests.tool.conftest import listing, wait_until
 
 ACCEPTING = ("accept-new", "no", "off", "false")
@@ -475,6 +478,65 @@ class TestKeysToSignOnWith:
         monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "gone"))
         public = make_key(tmp_path / "key", "ed25519")
         assert self.keys(tmp_path / "key") == [public]
+
+
+class TestPromptSocket:
+    @staticmethod
+    def answered(connect: Callable[[socket.socket], socket.socket]) -> float:
+        """Seconds until an answer in two pieces is there, from a server as sshd is at first.
+
+        Nagle's algorithm holds the second piece back until the first is acknowledged.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def serve() -> None:
+                there, _ = server.accept()
+                with there:
+                    for _ in range(6):  # the kernel acknowledges the first packets at once anyway
+                        there.recv(100)
+                        there.send(b"a" * 50)
+                        there.send(b"b" * 50)
+                    there.recv(100)
+
+            threading.Thread(target=serve, daemon=True).start()
+            taken = []
+            with connect(socket.create_connection(server.getsockname())) as here:
+                for _ in range(6):
+                    begin = time.perf_counter()
+                    here.send(b"?")
+                    left = 100
+                    while left:
+                        left -= len(here.recv(left))
+                    taken.append(time.perf_counter() - begin)
+        return max(taken)
+
+    def test_an_answer_in_pieces_does_not_wait_for_a_delayed_acknowledgement(self) -> None:
+        assert self.answered(lambda connected: connected) > 0.03, "else there is nothing to gain"
+        # Twice: this machine may be busy just now.
+        assert min(self.answered(ssh._PromptSocket) for _ in range(2)) < 0.03
+
+    def test_it_is_a_socket_like_any_other(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            plain = socket.create_connection(server.getsockname())
+            there, _ = server.accept()
+            with there, ssh._PromptSocket(plain) as here:
+                assert plain.fileno() == -1, "it has one owner"
+                here.settimeout(0.01)
+                with pytest.raises(socket.timeout):
+                    here.recv(1)
+                there.close()
+                assert here.recv(1) == b""
+
+
+def test_paramiko_is_missing_in_one_place_only(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is imported in a thread, too, which has nothing to say about that on oned's stderr."""
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    monkeypatch.setattr(openssh, "resolve", lambda host: {"userknownhostsfile": ["none"]})
+    with pytest.raises(ImportError):
+        ssh.connect("h1", python="python3", timeout=1)
+    assert capfd.readouterr().err == ""
 
 
 class TestOddFiles:
