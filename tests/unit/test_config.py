@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from onestor_lib.frontend.config import Settings
 
 def tm(**values: str) -> Settings:
     return Settings(config.TM_ATTRIBUTES, values, "/etc/onestorrc")
+
+
+def reader(values: Mapping[str, str]) -> Callable[[str], str]:
+    """What looks into a template that has these values."""
+    return lambda name: values.get(name, "")
 
 
 def parse(text: str) -> dict[str, str]:
@@ -41,9 +47,13 @@ def test_both_files_say_how_hosts_are_reached(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", sorted(config.FILES))
 def test_every_default_is_a_legal_value(kind: str) -> None:
     settings = Settings(config.FILES[kind][1], {})
-    read = {
-        "yes/no": settings.yes, "seconds": settings.seconds, "words": settings.words,
+    read: dict[str, Callable[[str], object]] = {
+        "yes/no": settings.yes, "seconds": lambda name: settings.seconds(name, least=0), "words": settings.words,
         "options": settings.options, "program": settings.program, "path": settings.path,
+        "MB": settings.megabytes, "percent": lambda name: settings.number(name, 1, 100),
+        "niceness": lambda name: settings.number(name, 0, 19),
+        "qcow2 options": settings.options,
+        "I/O class": lambda name: settings.text(name, "idle|none|best-effort:[0-7]", "a class"),
     }  # fmt: skip
     for attribute in config.FILES[kind][1]:
         read[attribute.kind](attribute.name)
@@ -91,28 +101,52 @@ def test_an_unreadable_file_is_an_error_with_its_path(tmp_path: Path) -> None:
 
 def test_precedence_disk_datastore_file_default() -> None:
     file = tm(SPARSE="no", CONNECT_TIMEOUT="3", STALL_TIMEOUT=" ")
-    datastore = file.over({"SPARSE": "YES", "CHECK_FREE_SPACE": "", "OTHER": "x"}, "datastore 1")
-    disk = datastore.over({"SPARSE": "No"}, "disk.0 of VM 7")
+    template = {"SPARSE": "YES", "CHECK_FREE_SPACE": "", "OTHER": "x"}
+    datastore = file.over("image", reader(template), "datastore 1")
+    disk = datastore.over("disk", reader({"SPARSE": "No"}), "disk.0 of VM 7")
     assert (file.yes("SPARSE"), datastore.yes("SPARSE"), disk.yes("SPARSE")) == (False, True, False)
     assert disk.yes("CHECK_FREE_SPACE"), "an empty value sets nothing"
     assert disk.seconds("CONNECT_TIMEOUT") == 3.0
     assert disk.seconds("STALL_TIMEOUT") == 60.0, "nor does a blank one in the file"
 
 
-def test_J4_a_template_sets_nothing_that_is_a_command_or_a_limit() -> None:
+SCOPES = {
+    "disk": {"SPARSE", "QCOW2_STANDALONE"},
+    "image": {"SPARSE", "QCOW2_STANDALONE", "CHECK_FREE_SPACE"},
+    "system": {
+        "CHECK_FREE_SPACE", "REPLICA_HOST", "REPLICA_MAX_SIZE_MB", "REPLICA_MAX_USED_PERC",
+        "HOST_CACHE_MAX_SIZE_MB", "HOST_CACHE_MAX_USED_PERC", "CACHE_MIN_AGE", "CACHE_ORPHAN_AGE",
+        "REPLICA_BWLIMIT_MB_S",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("whose", sorted(SCOPES))
+def test_J4_a_template_sets_what_its_owner_may_decide_and_nothing_else(whose: str) -> None:
     """Whoever may edit a datastore is not by that allowed to run programs as the drivers' user."""
-    assert tm().template_names() == ["SPARSE", "CHECK_FREE_SPACE"]
-    odd = {"SSH_OPTS": "-oProxyCommand=id", "HOST_PYTHON": "id", "LOG_FILE": "/x", "OTHER": "x"}
-    settings = tm().over(odd, "datastore 1")
-    assert settings.options("SSH_OPTS") == []
-    assert settings.program("HOST_PYTHON") == "python3"
-    assert str(settings.path("LOG_FILE")) == "/var/log/one/onestor.log"
+    asked: list[str] = []
+
+    def read(name: str) -> str:
+        asked.append(name)
+        return "planted"
+
+    settings = tm().over(whose, read, "datastore 1")
+    assert set(asked) == SCOPES[whose]
+    for attribute in config.TM_ATTRIBUTES:
+        expected = "planted" if attribute.name in asked else attribute.default
+        assert settings.text(attribute.name, ".*", "text") == expected
+
+
+def test_over_leaves_the_settings_it_is_made_from_alone() -> None:
+    file = tm(SPARSE="YES")
+    file.over("disk", reader({"SPARSE": "maybe"}), "disk.0 of VM 7")
+    assert file.yes("SPARSE")
 
 
 @pytest.mark.parametrize("value", ["maybe", "1", "YES NO", "ye s", "yes;id"])
 def test_J3_SPARSE_is_yes_or_no_in_any_case(value: str) -> None:
     assert tm(SPARSE="yEs").yes("SPARSE") and not tm(SPARSE="nO").yes("SPARSE")
-    settings = tm().over({"SPARSE": value}, "disk.0 of VM 7")
+    settings = tm().over("disk", reader({"SPARSE": value}), "disk.0 of VM 7")
     expected = f"read the settings: SPARSE of disk.0 of VM 7 is {value!r}, not YES or NO"
     with pytest.raises(InvalidInput, match=re.escape(expected)):
         settings.yes("SPARSE")
@@ -120,7 +154,8 @@ def test_J3_SPARSE_is_yes_or_no_in_any_case(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "1e3", "ten", "9" * 10, "٣", "1 s", "inf"])
 def test_A21_bad_seconds_name_attribute_value_origin_and_range(value: str) -> None:
-    expected = f"CONNECT_TIMEOUT of /etc/onestorrc is {value!r}, not a number of seconds, 1 or more"
+    allowed = "a number (seconds), 1 or more"
+    expected = f"CONNECT_TIMEOUT of /etc/onestorrc is {value!r}, not {allowed}"
     with pytest.raises(InvalidInput, match=re.escape(expected)):
         tm(CONNECT_TIMEOUT=value).seconds("CONNECT_TIMEOUT")
 
@@ -134,12 +169,48 @@ def test_J4_a_program_is_a_name_and_nothing_else(value: str) -> None:
 
 
 def test_options_are_words_without_a_meaning() -> None:
-    options = tm(SSH_OPTS="-c aes -oProxyCommand='nc \"a b\"' $(id) *").options("SSH_OPTS")
+    options = tm(REPLICA_SSH_OPTS="-c aes -oProxyCommand='nc \"a b\"' $(id) *").options(
+        "REPLICA_SSH_OPTS"
+    )
     assert options == ["-c", "aes", '-oProxyCommand=nc "a b"', "$(id)", "*"]
-    with pytest.raises(InvalidInput, match="SSH_OPTS of /etc/onestorrc"):
-        tm(SSH_OPTS="-c 'aes").options("SSH_OPTS")
+    with pytest.raises(InvalidInput, match="REPLICA_SSH_OPTS of /etc/onestorrc"):
+        tm(REPLICA_SSH_OPTS="-c 'aes").options("REPLICA_SSH_OPTS")
 
 
 def test_a_path_is_absolute() -> None:
     with pytest.raises(InvalidInput, match="not an absolute path"):
         tm(LOG_FILE="onestor.log").path("LOG_FILE")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", None), ("1", 1 << 20), ("100", 100 << 20)])
+def test_B7_sizes_are_given_in_MB_and_may_be_left_out(value: str, expected: int | None) -> None:
+    assert tm(REPLICA_MAX_SIZE_MB=value).megabytes("REPLICA_MAX_SIZE_MB") == expected
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "100 MB", "1G", "9" * 14])
+def test_A21_bad_sizes_name_attribute_value_and_origin(value: str) -> None:
+    settings = tm().over("system", reader({"REPLICA_MAX_SIZE_MB": value}), "datastore 100")
+    expected = f"REPLICA_MAX_SIZE_MB of datastore 100 is {value!r}, not a number (MB), 1 or more"
+    with pytest.raises(InvalidInput, match=re.escape(expected)):
+        settings.megabytes("REPLICA_MAX_SIZE_MB")
+
+
+@pytest.mark.parametrize("value", ["0", "101", "-1", "90%", "ninety"])
+def test_A21_bad_percentages_name_attribute_value_and_range(value: str) -> None:
+    expected = f"REPLICA_MAX_USED_PERC of /etc/onestorrc is {value!r}, not a number (percent)"
+    with pytest.raises(InvalidInput, match=re.escape(expected) + ", 1 to 100"):
+        tm(REPLICA_MAX_USED_PERC=value).number("REPLICA_MAX_USED_PERC", 1, 100)
+    assert tm(REPLICA_MAX_USED_PERC="100").number("REPLICA_MAX_USED_PERC", 1, 100) == 100
+
+
+def test_A21_an_age_may_be_zero_where_that_means_something() -> None:
+    assert tm(CACHE_MIN_AGE="0").seconds("CACHE_MIN_AGE", least=0) == 0.0
+    with pytest.raises(InvalidInput, match="CACHE_ORPHAN_AGE of /etc/onestorrc is '0'"):
+        tm(CACHE_ORPHAN_AGE="0").seconds("CACHE_ORPHAN_AGE")
+
+
+@pytest.mark.parametrize("value", ["-1", "20", "low"])
+def test_A21_a_bad_niceness_names_the_range(value: str) -> None:
+    assert tm(BULK_NICE="19").number("BULK_NICE", 0, 19) == 19
+    with pytest.raises(InvalidInput, match=f"BULK_NICE .* is '{value}', .*, 0 to 19"):
+        tm(BULK_NICE=value).number("BULK_NICE", 0, 19)

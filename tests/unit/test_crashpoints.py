@@ -31,3 +31,11 @@ def test_names_by_action() -> None:
     assert "place.snapshots" in crashpoints.names("tm.ln")
     assert "place.snapshots" not in crashpoints.names("tm.clone")
     assert crashpoints.names("tm.nothing") == []
+
+
+def test_kinds_of_a_clone_pass_different_points() -> None:
+    whole, thin = crashpoints.names("tm.clone"), crashpoints.names("tm.clone thin")
+    assert "place.received" in whole and "place.received" not in thin
+    assert "place.based" in thin and "place.based" not in whole
+    assert "fill.synced" in whole and "fill.synced" in thin
+    assert not [name for name in crashpoints.names("tm.ln") if name.startswith("fill")], "A15"

@@ -156,12 +156,98 @@ def test_read_exactly(content: bytes, count: int, offset: int) -> None:
         os.close(fd)
 
 
-def test_zeros_are_written_only_when_not_sparse(tmp_path: Path, opened: list[Sparse]) -> None:
+def test_write_chunk_writes_zeros_too(tmp_path: Path, opened: list[Sparse]) -> None:
+    """Where there was data before, a chunk of zeros has to replace it."""
+    file = Sparse(tmp_path / "f", "A")
+    opened.append(file)
+    extents.write_chunk(file.fd, 0, bytes(BLOCK))
+    assert file.path.read_bytes() == bytes(BLOCK)
+
+
+def test_write_chunk_writes_all(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pwrite(2) may write less than it was given."""
+    file, pwrite = Sparse(tmp_path / "f", ""), os.pwrite
+    opened.append(file)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7], offset))
+    extents.write_chunk(file.fd, 3, b"more than seven bytes")
+    assert file.path.read_bytes() == bytes(3) + b"more than seven bytes"
+
+
+PAGE = extents.PAGE
+
+
+@given(
+    st.lists(st.sampled_from([bytes(PAGE), b"A" * PAGE, bytes(PAGE - 1) + b"B"]), max_size=12),
+    st.binary(max_size=PAGE - 1),
+)
+def test_A20_scattered_data_does_not_grow_to_whole_chunks(pages: list[bytes], tail: bytes) -> None:
+    """Only pages with data are written; what is read back is the block all the same."""
+    block, written = b"".join(pages) + tail, 0
+    fd = os.memfd_create("target")
+    try:
+        os.ftruncate(fd, len(block) + PAGE)
+        extents.write_data(fd, PAGE, block)
+        written = os.fstat(fd).st_blocks * 512
+        assert os.pread(fd, len(block) + PAGE, 0) == bytes(PAGE) + block
+    finally:
+        os.close(fd)
+    with_data = sum(any(page) for page in pages) + (1 if tail else 0)
+    assert written <= with_data * PAGE
+
+
+def test_A20_data_on_the_disk_takes_the_pages_it_has(tmp_path: Path, opened: list[Sparse]) -> None:
+    file = Sparse(tmp_path / "f", "-" * (CHUNK // BLOCK))
+    opened.append(file)
+    block = bytearray(CHUNK)
+    block[5 * PAGE : 6 * PAGE] = b"x" * PAGE
+    block[-1] = 1
+    extents.write_data(file.fd, 0, block)
+    os.fsync(file.fd)
+    assert file.path.read_bytes() == block
+    assert file.path.stat().st_blocks * 512 <= 2 * PAGE
+
+
+@pytest.mark.parametrize("block", [b"", b"x", bytes(PAGE), bytes(PAGE) + b"x", b"x" * PAGE * 3])
+def test_A20_blocks_at_the_end_of_a_file(
+    tmp_path: Path, opened: list[Sparse], block: bytes
+) -> None:
+    file = Sparse(tmp_path / "f", "")
+    opened.append(file)
+    os.ftruncate(file.fd, len(block))
+    extents.write_data(file.fd, 0, block)
+    assert file.path.read_bytes() == block
+
+
+def test_A22_holes_are_not_guessed_from_allocated_blocks(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems report no blocks for fresh data: its chunks are found all the same."""
+    file, fstat = Sparse(tmp_path / "f", "A-"), os.fstat
+    opened.append(file)
+
+    def no_blocks(fd: int) -> os.stat_result:
+        facts = list(fstat(fd))
+        return os.stat_result(facts, {"st_blocks": 0})
+
+    monkeypatch.setattr(os, "fstat", no_blocks)
+    assert os.fstat(file.fd).st_blocks == 0
+    assert list(extents.data_chunks(file.fd, file.size)) == [0]
+
+
+def test_A22_what_to_write_is_not_asked_of_the_file_system(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that calls fresh data a hole must not make us leave out anything."""
     file = Sparse(tmp_path / "f", "-")
     opened.append(file)
-    extents.write_chunk(file.fd, 0, bytes(BLOCK), sparse=True)
-    assert file.path.stat().st_blocks == 0
-    extents.write_chunk(file.fd, 0, bytes(BLOCK), sparse=False)
-    os.fsync(file.fd)
-    assert file.path.stat().st_blocks * 512 >= BLOCK
-    assert CHUNK % BLOCK == 0
+
+    def all_holes(fd: int, position: int, how: int) -> NoReturn:
+        raise OSError(errno.ENXIO, "")
+
+    monkeypatch.setattr(os, "lseek", all_holes)
+    block = bytes(PAGE) + b"data" * 1000 + bytes(PAGE)
+    extents.write_data(file.fd, 0, block)
+    extents.write_chunk(file.fd, len(block), b"more")
+    assert file.path.read_bytes()[: len(block) + 4] == block + b"more"

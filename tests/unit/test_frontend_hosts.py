@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from onestor_lib.agent import client, process
-from onestor_lib.agent.errors import HostUnreachable
+from onestor_lib.agent.errors import HostUnreachable, InvalidInput
 from onestor_lib.agent.process import Result
 from onestor_lib.frontend import config, openssh, ssh
 from onestor_lib.frontend.log import Log
@@ -22,8 +22,10 @@ def hosts(**values: str) -> Hosts:
     return Hosts(settings, Log("test", stderr=io.StringIO()))
 
 
-def test_J4_K10_the_command_line_of_the_data_connection() -> None:
-    argv = hosts(SSH_OPTS="-c aes128-ctr -o 'X=a b'", CONNECT_TIMEOUT="7").bulk_argv("-host;id")
+@pytest.mark.parametrize("leg", ["REPLICA_SSH_OPTS", "REPLICA_SSH_FE_OPTS"])
+def test_J4_K10_the_command_line_of_the_data_connection(leg: str) -> None:
+    values = {leg: "-c aes128-ctr -o 'X=a b'", "CONNECT_TIMEOUT": "7"}
+    argv = hosts(**values).bulk_argv("-host;id", leg)
     assert argv[0] == "ssh"
     for option in ("-oBatchMode=yes", "-oControlMaster=no", "-oControlPath=none", "-T"):
         assert option in argv
@@ -33,6 +35,22 @@ def test_J4_K10_the_command_line_of_the_data_connection() -> None:
     command = client.shell_command("python3")
     assert argv[-3:] == ["--", "-host;id", command], "a host can never be an option"
     assert command.startswith("python3 -ISB -c '") and command.count("'") == 2
+
+
+def test_K10_each_leg_has_its_own_options() -> None:
+    both = hosts(REPLICA_SSH_OPTS="-c one", REPLICA_SSH_FE_OPTS="-c two")
+    assert "one" in both.bulk_argv("h1", "REPLICA_SSH_OPTS")
+    assert "one" not in both.bulk_argv("h1", "REPLICA_SSH_FE_OPTS")
+    assert "two" in both.bulk_argv("h1", "REPLICA_SSH_FE_OPTS")
+
+
+def test_K9_how_bulk_work_gives_way() -> None:
+    assert hosts().bulk_priority() == {"nice": 10, "ionice": "best-effort:7"}
+    wanted = hosts(BULK_NICE="0", BULK_IONICE="none").bulk_priority()
+    assert wanted == {"nice": 0, "ionice": "none"}
+    for value in ("realtime", "best-effort", "best-effort:8", "idle:1", "-c3"):
+        with pytest.raises(InvalidInput, match=f"BULK_IONICE .* is '{value}', not idle, none or"):
+            hosts(BULK_IONICE=value).bulk_priority()
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,9 @@ def test_crash_points_belong_to_actions_that_exist() -> None:
     for point, actions in crashpoints.POINTS.items():
         assert actions, point
         for action in actions:
-            kind, _, name = action.partition(".")
+            if action == "eviction":
+                continue  # part of other actions, driven by a test of its own
+            kind, _, name = action.partition(" ")[0].partition(".")
             assert (REMOTES / kind / "onestor" / name).is_file(), action
 
 

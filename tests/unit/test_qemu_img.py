@@ -52,6 +52,18 @@ def test_C7_grow(programs: Programs) -> None:
 
 @pytest.mark.parametrize(
     ("options", "how"),
+    [([], []), (["cluster_size=2M", "compat=1.1"], ["-o", "cluster_size=2M,compat=1.1"])],
+)
+def test_C5_C7_create_overlay(programs: Programs, options: list[str], how: list[str]) -> None:
+    qemu_img.create_overlay(A, "disk.0.base", 4096, options, step="x")
+    backing = ["-u", "-b", "disk.0.base", "-F", "qcow2"]
+    assert programs.argv == [
+        "qemu-img", "create", "-q", "-f", "qcow2", *backing, *how, "/d/a", "4096"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
     [
         ({"allocate": False}, []),
         ({"allocate": True}, ["-o", "preallocation=falloc", "-S", "0"]),

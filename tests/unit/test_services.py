@@ -209,14 +209,15 @@ class Source:
 
 class TestBring:
     @staticmethod
-    def bring(source: Source, host: str = "h1") -> tuple[int, str]:
+    def bring(source: Source, host: str = "h1", *, manifest: str = "") -> tuple[int, str]:
         stderr = io.StringIO()
-        settings = config.Settings(config.TM_ATTRIBUTES, {"STALL_TIMEOUT": "9"})
-        sent = transfer.bring(
+        values = {"STALL_TIMEOUT": "9", "REPLICA_BWLIMIT_MB_S": "3", "BULK_NICE": "4"}
+        settings = config.Settings(config.TM_ATTRIBUTES, values)
+        answer = transfer.bring(
             Hosts(settings, Log("clone", stderr=stderr)), source,  # type: ignore[arg-type]
-            "/i", host=host, temporary="/t", sparse=False,
+            "/i", host=host, version={"size": 1}, temporary="/t", manifest=manifest, reuse=False,
         )  # fmt: skip
-        return sent, stderr.getvalue()
+        return answer["sent"], stderr.getvalue()
 
     def test_to_another_host(self) -> None:
         source = Source("fe")
@@ -224,15 +225,17 @@ class TestBring:
         ((operation, arguments),) = source.calls
         assert operation == "transfer.send"
         assert (arguments["host"], arguments["stall"]) == ("h1", 9.0)
-        assert "sparse" not in arguments, "a transfer keeps holes; they are filled where it ends"
         assert arguments["argv"][0] == "ssh"
+        assert arguments["bytes_per_second"] == 3 * MB, "K9"
+        assert arguments["bulk"]["nice"] == 4, "K11"
+        assert (arguments["version"], arguments["temporary"]) == ({"size": 1}, "/t")
 
     def test_A24_on_one_host_no_network_is_used(self) -> None:
         source = Source("h1")
-        assert self.bring(source) == (0, "")
-        assert source.calls == [
-            ("transfer.copy", {"path": "/i", "temporary": "/t", "sparse": False})
-        ]
+        assert self.bring(source) == (5, "")
+        ((operation, arguments),) = source.calls
+        assert operation == "transfer.copy"
+        assert set(arguments) == {"path", "version", "temporary", "manifest", "bulk"}
 
     def test_A3_what_may_pass_is_tried_once_more(self) -> None:
         source = Source("fe", TransferFailed("send", "cut", host="h1"))
@@ -241,6 +244,13 @@ class TestBring:
         with pytest.raises(HostUnreachable):
             self.bring(source)
         assert len(source.calls) == 2, "retries are bounded (K8)"
+
+    @pytest.mark.parametrize("manifest", ["", "/t.chunks"])
+    def test_A3_the_second_try_of_a_fill_takes_up_what_has_come(self, manifest: str) -> None:
+        """Only a fill has a part that belongs to one image; a disk's temporary begins anew."""
+        source = Source("fe", TransferFailed("send", "cut", host="h1"))
+        self.bring(source, manifest=manifest)
+        assert [arguments["reuse"] for _, arguments in source.calls] == [False, bool(manifest)]
 
     DROPPED = "kex_exchange_identification: Connection closed by remote host (ssh: status 255)"
 

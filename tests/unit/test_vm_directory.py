@@ -26,25 +26,31 @@ def test_records_survive_and_damage_counts_as_none(tmp_path: Path) -> None:
         assert vm_directory.read_record(disk) == {}
 
 
-@pytest.mark.parametrize("before", [None, b"", b"ssh\n", b"onestor\n"])
-def test_trap44_the_marker_says_onestor_and_is_never_empty(
-    tmp_path: Path, before: bytes | None
+@pytest.mark.parametrize("name", [vm_directory.DRIVER, vm_directory.REPLICA])
+@pytest.mark.parametrize("before", [None, b"", b"ssh\n", b"onestor\n", b"replica\n"])
+def test_trap44_L2_the_marker_says_whose_directory_it_is_and_is_never_empty(
+    tmp_path: Path, before: bytes | None, name: str
 ) -> None:
     marker = tmp_path / ".monitor"
     if before is not None:
         marker.write_bytes(before)
     inode = marker.stat().st_ino if before else 0
-    vm_directory.mark_monitored(tmp_path)
-    assert marker.read_bytes() == b"onestor\n"
-    if before == b"onestor\n":
+    vm_directory.mark(tmp_path, name)
+    wanted = f"{name}\n".encode()
+    assert marker.read_bytes() == wanted
+    if before == wanted:
         assert marker.stat().st_ino == inode, "written only when it has to be"
+
+
+def test_L2_the_markers_are_those_of_the_stock_probe() -> None:
+    assert (vm_directory.DRIVER, vm_directory.REPLICA) == ("onestor", "replica")
 
 
 def test_C2_a_failure_leaves_no_new_directory_behind(tmp_path: Path) -> None:
     directory = tmp_path / "100" / "7"
     lock = vm_directory.lock(directory / "disk.0", purpose="test", timeout=1)
     with pytest.raises(ValueError), vm_directory.created(directory), lock:
-        vm_directory.mark_monitored(tmp_path / "100")
+        vm_directory.mark(tmp_path / "100", vm_directory.DRIVER)
         raise ValueError
     assert names(tmp_path) == []
 
@@ -87,7 +93,9 @@ def test_a_disk_goes_with_all_that_belongs_to_it_alone(tmp_path: Path) -> None:
     assert vm_directory.remove_disk(tmp_path / "disk.1") is False
 
 
-def test_the_disk_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_goes_last_but_for_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("disk.1", "disk.1.base", ".disk.1.record"):
         (tmp_path / name).write_text("")
     removed: list[str] = []
@@ -98,7 +106,7 @@ def test_the_disk_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(publish, "remove", note)
     vm_directory.remove_disk(tmp_path / "disk.1")
-    assert removed[-1] == "disk.1" and len(removed) == 4
+    assert removed[-2:] == ["disk.1", "disk.1.base"] and len(removed) == 4
 
 
 def test_a_directory_disappears_in_one_step(
@@ -135,3 +143,18 @@ def test_K15_a_terminated_removal_leaves_nothing(
         vm_directory.remove(directory)
     publish.discard_unfinished()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_C3_what_belongs_to_a_disk_is_undone_only_without_it(tmp_path: Path, there: bool) -> None:
+    disk = tmp_path / "disk.0"
+    vm_directory.write_record(disk, {"vm": 7})
+    vm_directory.base_path(disk).write_text("base")
+    vm_directory.snapshots_path(disk).mkdir()
+    if there:
+        disk.write_text("published")
+    before = names(tmp_path)
+    vm_directory.forget_snapshots(disk)
+    vm_directory.forget_base(disk)
+    vm_directory.forget_record(disk)
+    assert names(tmp_path) == (before if there else [])
