@@ -119,6 +119,11 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def request(agent: AgentClient, operation: str, **arguments: Any) -> None:
+    """Ask for an operation and do not wait for its answer."""
+    agent._message({"op": operation, "args": arguments})
+
+
 def changed_bundle(module: str, *changes: tuple[str, str]) -> bytes:
     """The agent's code with places of one module changed: (old, new)."""
     modules = bundle.sources(ROOT / "onestor_lib")

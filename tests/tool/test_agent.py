@@ -27,7 +27,14 @@ from onestor_lib.agent.errors import (
     Superseded,
 )
 from onestor_lib.frontend import bundle, openssh
-from tests.tool.conftest import Agents, changed_bundle, is_alive, listing, wait_until
+from tests.tool.conftest import (
+    Agents,
+    changed_bundle,
+    is_alive,
+    listing,
+    request,
+    wait_until,
+)
 
 ARGV = openssh.local_agent_argv()
 
@@ -232,8 +239,7 @@ class TestEnd:
         with started(ARGV) as agent:
             pid = pid_of(agent)
             script = f"echo $$ >{note}.new; mv {note}.new {note}; exec sleep 60"
-            arguments = {"argv": ["sh", "-c", script], "timeout": 60, "step": "sleep"}
-            agent.request("program.run", arguments)
+            request(agent, "program.run", argv=["sh", "-c", script], timeout=60, step="sleep")
             wait_until(note.exists)
             if how != "EOF":
                 os.kill(pid, getattr(signal, how))
@@ -267,7 +273,7 @@ class TestEnd:
 
     def test_damaged_messages_end_an_agent(self) -> None:
         with started(ARGV) as agent:
-            agent.send_raw(b"no json\n", 5)
+            agent.write(b"no json\n", 5)
             wait_until(lambda: not is_alive(pid_of(agent)))
 
 
@@ -283,7 +289,7 @@ class TestProcessStream:
                 stream.receive(0.2)
             os.killpg(stream._process.pid, signal.SIGSTOP)
             with pytest.raises(TimeoutError):
-                stream.send(bytes(1 << 20), 0.2)
+                stream.send(bytes(4 << 20), 0.2)  # more than a pipe of ours holds
         finally:
             signal.alarm(0)
             os.killpg(stream._process.pid, signal.SIGCONT)

@@ -13,12 +13,10 @@ from typing import Any, Callable
 import pytest
 
 from onestor_lib.agent import (
-    crashpoints,
     errors,
     locks,
     publish,
     qemu_img,
-    transfer,
     vm_directory,
 )
 from onestor_lib.agent.client import AgentClient
@@ -35,10 +33,6 @@ from onestor_lib.agent.errors import (
     TransferFailed,
 )
 from onestor_lib.agent.operations import disk as operations
-from onestor_lib.agent.operations import image as images
-from onestor_lib.agent.operations import transfer as transfers
-from onestor_lib.agent.server import Call, Server
-from onestor_lib.frontend import openssh
 from tests.tool.conftest import (
     MB,
     Agents,
@@ -52,91 +46,12 @@ from tests.tool.conftest import (
 from tests.tool.conftest import (
     qemu_img as run_qemu_img,
 )
-
-SNAPSHOTS = ("0", "9", "10", "123")
-
-
-class LocalCall(Call):
-    """A call without a connection: questions go to `on_ask`."""
-
-    def __init__(self, on_ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        super().__init__(Server())
-        self.on_ask = on_ask
-
-    def ask(self, question: str, **facts: Any) -> dict[str, Any]:
-        return self.on_ask({"ask": question, **facts})
-
-    def log(self, severity: str, text: str) -> None:
-        pass
-
-
-class Placing:
-    """One VM disk to be made from one image, as the front-end does it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.datastore = root / "datastores" / "100"
-        self.disk = self.datastore / "7" / "disk.0"
-        self.image = root / "images" / "0a1b"
-        self.options: dict[str, Any] = {
-            "image_format": "raw", "grow_to": 0, "sparse": True, "check_space": True,
-            "retry": False, "lock_timeout": 5.0, "convert_timeout": 60.0,
-            "record": {"action": "clone", "vm": 7, "image": "4", "sequence": "0"},
-        }  # fmt: skip
-        self.questions: list[str] = []
-        self.then: Callable[[str], None] = lambda item: None
-        self.other_host = False
-
-    def with_snapshots(self) -> Placing:
-        self.options["record"]["action"] = "ln"
-        for number, snapshot in enumerate(SNAPSHOTS):
-            draw(Path(f"{self.image}.snap", snapshot), "-" * number + "S")
-        return self
-
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        item = str(question.get("item", "wanted"))
-        self.questions.append(item)
-        self.then(item)
-        if item != "wanted":
-            source = self.image if item == "disk" else Path(f"{self.image}.snap", item)
-            if self.other_host:
-                return transfer.send(
-                    source, openssh.local_agent_argv(), host="host1", stall=10.0,
-                    temporary=question["temporary"], on_progress=lambda done, total: None,
-                )  # fmt: skip
-            try:
-                transfers.copy_here(
-                    LocalCall(self.answer), path=str(source), temporary=question["temporary"],
-                    sparse=self.options["sparse"],
-                )  # fmt: skip
-            except OSError as error:
-                raise errors.from_os_error("transfer.copy", error) from error
-        return {}
-
-    def arguments(self) -> dict[str, Any]:
-        snapshots = self.options["record"]["action"] == "ln"
-        facts = images.describe(
-            LocalCall(self.answer), path=str(self.image), snapshots=snapshots,
-            image_format=self.options["image_format"],
-        )  # fmt: skip
-        return {"path": str(self.disk), "source": facts, **self.options}
-
-    def run(self, agent: AgentClient) -> Any:
-        return agent.call("disk.place", on_ask=self.answer, **self.arguments())
-
-    def run_here(self) -> Any:
-        return operations.place(LocalCall(self.answer), **self.arguments())
-
-    @property
-    def names(self) -> list[str]:
-        return listing(self.root / "datastores")
+from tests.tool.placing import SNAPSHOTS, LocalCall, Placing, place_image, points, run_and_die
 
 
 @pytest.fixture
 def placing(tmp_path: Path) -> Placing:
-    draw(tmp_path / "images" / "0a1b", "A0-B", b"tail")
-    (tmp_path / "datastores").mkdir()
-    return Placing(tmp_path)
+    return place_image(tmp_path)
 
 
 COMPLETE = ["100", "100/.monitor", "100/7", "100/7/.disk.0.lock", "100/7/.disk.0.record",
@@ -398,7 +313,7 @@ class TestFailures:
         ("step", "module", "name"),
         [
             ("inspect", qemu_img, "virtual_size"), ("resize", qemu_img, "grow"),
-            ("mark", vm_directory, "mark_monitored"), ("record", vm_directory, "write_record"),
+            ("mark", vm_directory, "mark"), ("record", vm_directory, "write_record"),
             ("sync", publish, "sync_file"), ("link", publish, "_link"),
         ],
     )  # fmt: skip
@@ -439,18 +354,15 @@ class TestFailures:
     def test_C6_a_failing_tool_names_its_step(
         self, placing: Placing, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        placing.options |= {"image_format": "qcow2", "grow_to": MB}
-        placing.image.unlink()
+        placing.options["grow_to"] = MB
+        arguments = placing.arguments()
+        arguments["shape"]["image_format"] = "qcow2"
+        arguments["source"] |= {"size": 424, "snapshots": {}}
         placing.image.write_bytes(
             b"QFI\xfb" + bytes(3) + b"\3" + bytes(12) + b"\0\0\0\x10" + bytes(400)
         )
         with pytest.raises(CommandFailed, match=r"^inspect disk .*qemu-img: "):
-            operations.place(LocalCall(placing.answer), **{
-                "path": str(placing.disk), **placing.options, "source": {
-                    "size": placing.image.stat().st_size, "allocated": 0, "virtual_size": 0,
-                    "snapshots": {}, "snapshots_allocated": 0,
-                },
-            })  # fmt: skip
+            operations.place(LocalCall(placing.answer), **arguments)
 
     def test_a_wrong_argument_is_our_own_mistake(
         self, agent: AgentClient, placing: Placing
@@ -553,7 +465,7 @@ def test_C14_a_late_failure_does_not_bring_the_unknown_back(
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), Terminated()])
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(vm_directory, "write_record"), (vm_directory, "mark_monitored"), (publish, "_link")],
+    [(vm_directory, "write_record"), (vm_directory, "mark"), (publish, "_link")],
 )
 def test_C14_a_failure_before_the_name_brings_the_unknown_back(
     placing: Placing, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: BaseException
@@ -622,16 +534,6 @@ def test_B11_who_gives_up_waiting_leaves_the_holder_s_lock(
         with pytest.raises(LockTimeout, match=r"still held by .*, clone for"):
             placing.run(agent)
         assert listing(placing.disk.parent) == [".disk.0.lock"], "a lock that is held stays"
-
-
-def points(action: str, *groups: str) -> list[str]:
-    return sorted(name for name in crashpoints.names(action) if name.partition(".")[0] in groups)
-
-
-def run_and_die(agents: Agents, point: str, work: Callable[[AgentClient], Any]) -> None:
-    died = pytest.raises(HostUnreachable, match="killed by SIGKILL")
-    with agents.start(crash_at=point) as agent, died:
-        work(agent)
 
 
 @pytest.mark.parametrize("retry", [True, False])

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import crashpoints, extents, paths, process, qemu_img
+from onestor_lib.agent import crashpoints, extents, origin, paths, process, qemu_img
 from onestor_lib.agent.errors import (
     CommandFailed,
     HostUnreachable,
@@ -39,9 +39,10 @@ from tests.tool.conftest import (
 from tests.tool.conftest import (
     qemu_img as run_qemu_img,
 )
-from tests.tool.test_disk import LocalCall, points
+from tests.tool.placing import LocalCall, points
 
 NAME = "0a1b2c"
+COMPLETE = [f".{NAME}.manifest", NAME]
 
 
 class Importing:
@@ -79,6 +80,10 @@ class Importing:
         )["size"]  # fmt: skip
 
 
+def remove(path: str | Path, base: str | Path) -> Any:
+    return operations.remove(LocalCall(lambda question: {}), path=str(path), base=str(base))
+
+
 @pytest.fixture
 def importing(tmp_path: Path) -> Importing:
     return Importing(tmp_path)
@@ -98,7 +103,7 @@ def test_K17_J2_a_raw_file_is_taken_as_it_is(importing: Importing, name: str) ->
     assert importing.image.read_bytes() == importing.file.read_bytes()
     assert importing.image.stat().st_mode & 0o777 == 0o660
     assert allocated(importing.image) < 4 * MB
-    assert listing(importing.datastore) == [NAME]
+    assert listing(importing.datastore) == COMPLETE
 
 
 def test_C4_SPARSE_NO_allocates_everything(importing: Importing) -> None:
@@ -144,7 +149,7 @@ class TestFormats:
         assert importing.measure() == 4 * MB
         assert importing.run() == {"format": wanted or source}
         assert info(importing.image)["format"] == (wanted or source)
-        assert listing(importing.datastore) == [NAME]
+        assert listing(importing.datastore) == COMPLETE
         run_qemu_img("compare", str(importing.file), str(importing.image))
         if wanted == "qcow2" and source == "raw":
             assert (allocated(importing.image) >= 4 * MB) is not sparse
@@ -348,7 +353,7 @@ class TestFailures:
             importing.run()
         importing.options["digests"] = digests
         importing.run()
-        importing.image.unlink()
+        remove(importing.image, importing.datastore)
 
     @pytest.mark.parametrize("error", [Superseded("x", "deleted"), HostUnreachable("x", "gone")])
     def test_H6_an_image_nobody_wants_any_more(
@@ -435,27 +440,25 @@ class TestRemove:
         draw(importing.datastore / f"{NAME}.snap" / "123", "S")
         importing.image.with_name(f"{NAME}.md5sum").write_text("")
         importing.image.with_name(f"{NAME}0").write_text("another image")
+        origin.manifest_path(importing.image).write_text("")
         return importing.image
 
-    def remove(self, path: str | Path, base: str | Path) -> Any:
-        return operations.remove(LocalCall(lambda question: {}), path=str(path), base=str(base))
-
     def test_H8_an_image_goes_with_all_that_belongs_to_it(self, image: Path) -> None:
-        assert self.remove(image, image.parent) == {"removed": True}
+        assert remove(image, image.parent) == {"removed": True}
         assert listing(image.parent) == [f"{NAME}0"]
-        assert self.remove(image, image.parent) == {"removed": False}, "also twice"
+        assert remove(image, image.parent) == {"removed": False}, "also twice"
 
     def test_H8_a_missing_datastore_has_no_images(self, tmp_path: Path) -> None:
-        assert self.remove(tmp_path / "1" / NAME, tmp_path / "1") == {"removed": False}
+        assert remove(tmp_path / "1" / NAME, tmp_path / "1") == {"removed": False}
 
     def test_H7_only_images_of_the_datastore(self, importing: Importing, image: Path) -> None:
         outside = draw(importing.incoming / NAME, "A")
         for path in (outside, image.parent, f"{image.parent}/../incoming/{NAME}"):
             with pytest.raises(NotAllowed):
-                self.remove(path, image.parent)
+                remove(path, image.parent)
         assert outside.exists() and image.exists()
         double = f"{image.parent.parent}//{image.parent.name}"
-        assert self.remove(f"{double}//{NAME}", double) == {"removed": True}
+        assert remove(f"{double}//{NAME}", double) == {"removed": True}
 
     def test_a_link_goes_and_what_it_leads_to_stays(
         self, importing: Importing, image: Path
@@ -464,7 +467,7 @@ class TestRemove:
         image.unlink()
         image.symlink_to(outside / "file")
         (image.with_name(f"{NAME}.snap") / "link").symlink_to(outside)
-        self.remove(image, image.parent)
+        remove(image, image.parent)
         assert listing(outside) == ["file"]
         assert listing(image.parent) == [f"{NAME}0"]
 
@@ -529,4 +532,5 @@ class TestDescribe:
 
 def test_crash_points_of_these_operations_are_all_tested() -> None:
     tested = {"place", "publish", "delete", "import", "rm", "send", "receive", "frontend"}
+    tested |= {"room", "fill", "evict"}
     assert {name.partition(".")[0] for name in crashpoints.POINTS} == tested

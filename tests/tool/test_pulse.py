@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from onestor_lib.agent import channel, client, transfer
+from onestor_lib.agent import channel, client
 from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.frontend import bundle, openssh
+from tests.tool.placing import send
 
 
 def test_A8_a_transfer_that_takes_longer_than_the_pulse(
@@ -22,14 +23,7 @@ def test_A8_a_transfer_that_takes_longer_than_the_pulse(
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(os.urandom(CHUNK) * 64)
     target.touch()
-    sent = transfer.send(
-        source,
-        openssh.local_agent_argv(),
-        host="here",
-        temporary=str(target),
-        stall=10.0,
-        on_progress=lambda done, total: None,
-    )
+    sent = send(source, target)
     assert sent["sent"] == 64 * CHUNK
     assert target.read_bytes() == source.read_bytes()
 

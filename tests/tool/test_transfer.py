@@ -7,14 +7,13 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import channel, client, crashpoints, extents, transfer
-from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent import channel, client, crashpoints, extents, frames, transfer
+from onestor_lib.agent.chunks import CHUNK, Manifest
 from onestor_lib.agent.errors import (
     HostUnreachable,
     Missing,
@@ -22,12 +21,20 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
-from onestor_lib.frontend import openssh
-from tests.tool.conftest import MB, Agents, allocated, children, draw, is_alive, wait_until
+from tests.tool import placing
+from tests.tool.conftest import (
+    MB,
+    Agents,
+    allocated,
+    children,
+    draw,
+    is_alive,
+    request,
+    wait_until,
+)
+from tests.tool.placing import BULK, RECEIVER
 
 pytestmark = pytest.mark.usefixtures("payload")
-
-RECEIVER = openssh.local_agent_argv()
 
 # Stands between sender and receiver: passes AT bytes on, then does what ACTION says.
 LINK = """
@@ -69,18 +76,10 @@ def link(action: str, behind_bundle: int) -> list[str]:
     return [sys.executable, "-c", LINK, str(at), action, *RECEIVER]
 
 
-def send(
-    source: Path,
-    target: Path,
-    argv: Sequence[str] = RECEIVER,
-    *,
-    stall: float = 10.0,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+def send(source: Path, target: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Into a file that is there, as a caller of the receiver has made it."""
     target.touch()
-    return transfer.send(
-        source, argv, host="host1", temporary=str(target), stall=stall, on_progress=on_progress
-    )  # fmt: skip
+    return placing.send(source, target, *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,11 @@ def test_A19_the_receiver_ends_a_stream_that_stands_still(tmp_path: Path) -> Non
     target.touch()
     with client.AgentClient(client.ProcessStream(RECEIVER), "host1") as receiver:
         receiver.start(client.payload)
-        arguments = {"temporary": str(target), "size": CHUNK, "stall": 0.3}
-        receiver.request("transfer.receive", arguments, stream=True)
+        pipe = receiver.stream(
+            "transfer.receive", temporary=str(target), size=CHUNK, stall=0.3, manifest="",
+            reuse=False, bulk=BULK,
+        )  # fmt: skip
+        assert frames.read_manifest(pipe, CHUNK, 5.0).digest() == Manifest(CHUNK).digest()
         with pytest.raises(TransferFailed, match="nothing came for 0 s"):
             receiver.result("receive")
 
@@ -222,7 +224,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
     def change(done: int, total: int) -> None:
         os.utime(source, ns=(1, 1))
 
-    with pytest.raises(TransferFailed, match="was changed while it was sent"):
+    with pytest.raises(TransferFailed, match="was changed while it was read"):
         send(source, tmp_path / "t", on_progress=change)
 
 
@@ -244,10 +246,9 @@ def test_C1_a_full_disk_is_no_broken_link(tmp_path: Path, small: Path) -> None:
 def test_missing_files_on_either_side_are_named(tmp_path: Path) -> None:
     source = draw(tmp_path / "s", "A")
     with pytest.raises(Missing, match=f"host1:{tmp_path}/no/t"):
-        transfer.send(
-            source, RECEIVER, host="host1", temporary=f"{tmp_path}/no/t", stall=9,
-            on_progress=lambda done, total: None,
-        )  # fmt: skip
+        placing.send(source, tmp_path / "no" / "t")
+    with pytest.raises(Missing, match=f"{tmp_path}/missing"):
+        transfer.open_source(tmp_path / "missing")
 
 
 def test_J12_the_receiver_does_not_follow_a_link(tmp_path: Path) -> None:
@@ -273,7 +274,8 @@ def test_A3_either_side_killed_and_the_next_try_succeeds(
     target.touch()
     options: dict[str, Any] = {
         "path": str(source), "argv": list(RECEIVER), "host": "host1", "temporary": str(target),
-        "stall": 10.0,
+        "stall": 10.0, "version": None, "manifest": "", "reuse": False, "bulk": BULK,
+        "bytes_per_second": 0,
     }  # fmt: skip
     with agents.start(crash_at=point) as sender, pytest.raises(OnestorError) as failure:
         sender.call("transfer.send", **options)
@@ -292,10 +294,10 @@ def test_A3_the_receiver_ends_with_its_sender(agents: Agents, tmp_path: Path) ->
         stream = sender._stream
         assert isinstance(stream, client.ProcessStream)
         pid = stream._process.pid
-        sender.request(
-            "transfer.send",
-            {"path": str(source), "argv": link("stall", 2 * CHUNK), "host": "host1",
-             "temporary": str(target), "stall": 60.0},
+        request(
+            sender, "transfer.send", path=str(source), argv=link("stall", 2 * CHUNK), host="host1",
+            temporary=str(target), stall=60.0, version=None, manifest="", reuse=False, bulk=BULK,
+            bytes_per_second=0,
         )  # fmt: skip
         wait_until(lambda: any(children(each) for each in children(pid)))
         (proxy,) = children(pid)

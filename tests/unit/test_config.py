@@ -48,9 +48,10 @@ def test_both_files_say_how_hosts_are_reached(tmp_path: Path) -> None:
 def test_every_default_is_a_legal_value(kind: str) -> None:
     settings = Settings(config.FILES[kind][1], {})
     read: dict[str, Callable[[str], object]] = {
-        "yes/no": settings.yes, "seconds": lambda name: settings.seconds(name, least=0), "words": settings.words,
-        "options": settings.options, "program": settings.program, "path": settings.path,
-        "MB": settings.megabytes, "percent": lambda name: settings.number(name, 1, 100),
+        "yes/no": settings.yes, "seconds": lambda name: settings.seconds(name, least=0),
+        "words": settings.words, "options": settings.options, "program": settings.program,
+        "path": settings.path, "MB": settings.megabytes,
+        "percent": lambda name: settings.number(name, 1, 100),
         "niceness": lambda name: settings.number(name, 0, 19),
         "qcow2 options": settings.options,
         "I/O class": lambda name: settings.text(name, "idle|none|best-effort:[0-7]", "a class"),
