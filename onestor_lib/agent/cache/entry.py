@@ -79,7 +79,7 @@ class Entry:
 
     def read_journal(self) -> dict[str, Any]:
         """What the journal says; nothing when there is no fill or the note is damaged."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             note = json.loads(self.journal.read_bytes())
             if isinstance(note, dict):
                 return note
@@ -158,7 +158,7 @@ class Entry:
         part.rename(self.image)
         publish.sync_dir(self._directory)
         crashpoints.reach("fill.renamed")
-        self.give_up()
+        self.give_up()  # the manifest, and a part that a kill left without its note
 
     def give_up(self) -> None:
         """Remove what fills have left."""

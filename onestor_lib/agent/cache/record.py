@@ -19,6 +19,9 @@ from onestor_lib.agent.chunks import Manifest
 
 _LONGEST_LINE = 1 << 12  # bytes
 
+# What reading garbage may raise; an endless nesting and an endless number are JSON, too.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
 
 @dataclass(frozen=True)
 class Version:
@@ -84,7 +87,7 @@ class Record:
 
 def read(path: Path) -> Record | None:
     """What the record says; None when there is none to be trusted."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(*_DAMAGE):
         with path.open("rb") as file:
             line = file.readline(_LONGEST_LINE)
         if not line.endswith(b"\n"):
