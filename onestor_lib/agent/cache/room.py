@@ -196,17 +196,19 @@ def _make_room(
     spare = own.bytes if own and not own.linked else 0
     if entry and available + spare < short:
         raise _no_room(root, size, size - short + available + spare, "there can be")
-    for each in victims:
-        if short <= 0:
-            return
-        short -= _evict(each, say)
-    if short > 0 and own and entry:
+    with contextlib.ExitStack() as stack:
+        chosen = _lock_idle(victims, short, stack)
+        available = sum(_freed(each) for each in chosen)
+        if entry and available + spare < short:
+            raise _no_room(
+                root, size, size - short + available + spare, "others are in use, there is"
+            )
+        for each in chosen:
+            short -= _evict(each, say)
+    if short > 0 and spare and entry:
         # The image's older version: without it the new one cannot come as a difference.
         publish.remove(entry.image)
         publish.remove(entry.sidecar)
-        short -= spare
-    if short > 0:
-        raise _no_room(root, size, size - short, "others are in use, there is")
 
 
 def _shortage(
@@ -258,20 +260,31 @@ def _freed(each: _Stored) -> int:
     return each.part_bytes + (0 if each.linked else each.bytes)
 
 
+def _lock_idle(victims: list[_Stored], short: int, stack: contextlib.ExitStack) -> list[_Stored]:
+    """As many of ``victims`` as free ``short`` bytes, locked until ``stack`` ends.
+
+    Who is in use is known only now: so all are locked before the first one goes.
+    """
+    chosen = []
+    for each in victims:
+        if short <= 0:
+            break
+        if stack.enter_context(locks.exclusive_now(each.entry.lock, purpose="evict")):
+            chosen.append(_measure(each.entry))
+            short -= _freed(chosen[-1])
+    return chosen
+
+
 def _evict(each: _Stored, say: Say) -> int:
-    """Evict one entry; how many bytes that has freed: none when somebody uses it."""
+    """Evict one entry, whose lock we hold; how many bytes that has freed."""
     entry = each.entry
-    with locks.exclusive_now(entry.lock, purpose="evict") as free:
-        if not free:
-            return 0
-        now = _measure(entry)
-        if now.part_bytes:
-            entry.give_up()
-        if now.linked or not now.bytes:
-            return now.part_bytes
-        entry.drop()
-        say("INFO", f"evicted {entry.image} ({now.size // MB} MB) to make room")
-        return now.size
+    if each.part_bytes:
+        entry.give_up()
+    if each.linked or not each.bytes:
+        return each.part_bytes
+    entry.drop()
+    say("INFO", f"evicted {entry.image} ({each.size // MB} MB) to make room")
+    return _freed(each)
 
 
 def _no_room(root: Path, size: int, room: int, words: str) -> CacheFailed:
