@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,143 @@ def test_an_unreadable_note_is_an_unknown_process(tmp_path: Path, note: str | No
     if note is not None:
         lock.write_text(note, encoding="latin-1")
     assert locks.holder(lock) == "an unknown process"
+
+
+class Clock:
+    """Time that passes only while a waiter sleeps; `each` is called at every pause."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.each: Callable[[], None] = lambda: None
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.each()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_A5_progress_of_the_holder_extends_the_waiting(tmp_path: Path, clock: Clock) -> None:
+    """A waiter with 10 s of patience waits for work of 100 s that goes on."""
+    with locks.exclusive(tmp_path / "lock", purpose="fill", timeout=1) as held:
+        stamps = iter(range(1, 10**6))
+
+        def work() -> None:
+            if clock.now < 1100:
+                held.progress()
+                os.utime(tmp_path / "lock", ns=(0, next(stamps)))  # the clock of files is coarse
+
+        clock.each = work
+        with pytest.raises(LockTimeout, match="after 10 s"):
+            take(tmp_path / "lock", timeout=10)
+    assert 1109 < clock.now < 1112, "and no longer than that once it stands still"
+
+
+def test_A5_progress_is_seen_in_the_time_of_the_file(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with locks.exclusive(lock, purpose="fill", timeout=1) as held:
+        os.utime(lock, ns=(1, 1))
+        held.progress()
+        assert lock.stat().st_mtime_ns > 1
+
+
+def test_K8_a_holder_that_stands_still_is_not_waited_for(tmp_path: Path, clock: Clock) -> None:
+    lock = tmp_path / "lock"
+    with locks.exclusive(lock, purpose="fill", timeout=1), pytest.raises(LockTimeout):
+        take(lock, timeout=10)
+    assert 1010 <= clock.now < 1011
+
+
+def test_readers_share_and_writers_wait(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    share = functools.partial(locks.shared, lock, purpose="read", timeout=0)
+    with share(), share(), pytest.raises(LockTimeout, match=r"still held by .*, read for"):
+        take(lock, timeout=0)
+    with locks.exclusive(lock, purpose="fill", timeout=0), pytest.raises(LockTimeout), share():
+        pass
+
+
+def test_a_holder_may_let_others_share(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with locks.exclusive(lock, purpose="fill", timeout=0) as held:
+        held.share(1)
+        with locks.shared(lock, purpose="read", timeout=0):
+            assert not locks.is_held(lock)
+        with pytest.raises(LockTimeout):
+            take(lock, timeout=0)
+    take(lock, timeout=0)
+
+
+def test_B4_exclusive_now_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "lock"
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+    for how, free in ((locks.exclusive, False), (locks.shared, False)):
+        with how(lock, purpose="x", timeout=0), locks.exclusive_now(lock, purpose="evict") as got:
+            assert got is free
+    with locks.exclusive_now(lock, purpose="evict") as got:
+        assert got is True
+        assert locks.is_held(lock)
+    assert not locks.is_held(lock)
+
+
+def test_exclusive_now_hands_on_what_the_block_raises(tmp_path: Path) -> None:
+    """A LockTimeout from inside is not one of its own."""
+    lock = tmp_path / "lock"
+    evicting = locks.exclusive_now(lock, purpose="evict")
+    with pytest.raises(LockTimeout, match="from inside"), evicting as got:
+        assert got
+        raise LockTimeout("from inside", "x")
+    take(lock, timeout=0)
+
+
+def test_B10_is_held_tells_of_exclusive_holders_only_and_changes_nothing(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    assert not locks.is_held(lock)
+    assert not lock.exists(), "asking makes no file"
+    with locks.shared(lock, purpose="read", timeout=0):
+        assert not locks.is_held(lock)
+    with locks.exclusive(lock, purpose="fill", timeout=0):
+        assert locks.is_held(lock)
+        assert "fill" in locks.holder(lock)
+
+
+class TestBecomeWriter:
+    @pytest.fixture
+    def part(self, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+        path = tmp_path / "part"
+        path.write_bytes(b"")
+        fd = os.open(path, os.O_RDWR)
+        yield fd, path
+        os.close(fd)
+
+    def test_one_at_a_time(self, part: tuple[int, Path]) -> None:
+        fd, path = part
+        locks.become_writer(fd, path, 0)
+        other = os.open(path, os.O_RDWR)
+        try:
+            with pytest.raises(LockTimeout):
+                locks.become_writer(other, path, 0)
+            assert path.read_bytes() == b"", "nothing is noted in somebody's image"
+        finally:
+            os.close(other)
+
+    @pytest.mark.parametrize("how", ["renamed", "replaced", "removed"])
+    def test_A6_who_comes_late_finds_no_file(self, part: tuple[int, Path], how: str) -> None:
+        """The next try has given what has come another name."""
+        fd, path = part
+        if how == "removed":
+            path.unlink()
+        else:
+            path.rename(path.with_name("newer"))
+        if how == "replaced":
+            path.write_bytes(b"")
+        with pytest.raises(FileNotFoundError):
+            locks.become_writer(fd, path, 0)
 
 
 def test_locks_leave_no_descriptor_open(tmp_path: Path) -> None:

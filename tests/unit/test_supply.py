@@ -1,0 +1,303 @@
+"""frontend.services.supply: who is asked for an image, and what happens when that fails."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from onestor_lib.agent.errors import (
+    CacheFailed,
+    HostUnreachable,
+    InvalidInput,
+    Missing,
+    NoSpace,
+    OnedUnavailable,
+    OnestorError,
+    TransferFailed,
+)
+from onestor_lib.frontend import config, xml
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import supply as supplies
+from onestor_lib.frontend.services import transfer
+from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.supply import Supply
+
+MB = 1 << 20
+FACTS = {"version": {"size": 5, "mtime_ns": 6, "inode": 7}, "allocated": 4096}
+QUESTION = {"ask": "content", "temporary": "/t", "manifest": "/t.chunks", "reuse": False}
+
+
+class Origin:
+    """The machine that has the image."""
+
+    def __init__(self, host: str) -> None:
+        self.host, self.path, self.is_here = host, "/d/1/0a", host == "localhost"
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def agent(self) -> str:
+        return f"agent of {self.host}"
+
+    def missing(self, directory: str, names: list[str]) -> list[str]:
+        self.asked.append((directory, names))
+        return names[:1]
+
+
+class Oned:
+    """Knows the hosts' templates, or nothing."""
+
+    def __init__(self, text: str | None = "<HOST_POOL/>") -> None:
+        self.text = text
+
+    def hosts(self) -> xml.Element:
+        if self.text is None:
+            raise OnedUnavailable("ask oned", "down")
+        return xml.parse(self.text.encode(), "hosts")
+
+
+class World:
+    """Hosts whose transfers are only noted; `failing` says what a host's transfer raises."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stderr = io.StringIO()
+        self.calls: list[tuple[str, ...]] = []
+        self.targets: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
+        self.failing: dict[str, OnestorError] = {}
+        self.values: dict[str, str] = {}
+        self.oned = Oned()
+        self.origin = Origin("localhost")
+        monkeypatch.setattr(transfer, "pull", self.pull)
+        monkeypatch.setattr(transfer, "bring", self.bring)
+
+    def pull(
+        self, hosts: Hosts, replica: str, address: str, *, host: str, image: dict[str, Any],
+        answer: object, **target: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        self.calls.append(("pull", replica, address, host))
+        self.targets.append(target)
+        self.images.append(image)
+        if replica in self.failing:
+            raise self.failing[replica]
+        return {"sent": 3, "digest": "d"}
+
+    def bring(
+        self, hosts: Hosts, source: str, path: str, *, host: str, **target: Any
+    ) -> dict[str, Any]:
+        self.calls.append(("bring", source, path, host))
+        self.targets.append(target)
+        if "origin" in self.failing:
+            raise self.failing["origin"]
+        return {"sent": 7, "digest": "e"}
+
+    def supply(self, replicas: str = "", *, use_replica: bool = True, host: str = "h1") -> Supply:
+        values = {"REPLICA_HOST": replicas, **self.values}
+        hosts = Hosts(
+            config.Settings(config.TM_ATTRIBUTES, values), Log("clone", stderr=self.stderr)
+        )
+        return Supply(
+            hosts, self.oned, self.origin, host, FACTS,  # type: ignore[arg-type]
+            purpose="clone of image 4", use_replica=use_replica,
+        )  # fmt: skip
+
+    @property
+    def asked(self) -> list[str]:
+        """Who was asked, in order."""
+        return [call[1] for call in self.calls]
+
+    @property
+    def warned(self) -> list[str]:
+        return [line for line in self.stderr.getvalue().splitlines() if line.startswith("WARN")]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    yield World(monkeypatch)
+
+
+FROM_ORIGIN = "agent of localhost"
+
+
+@pytest.mark.parametrize("item", ["image", "disk"])
+def test_the_replica_serves(world: World, item: str) -> None:
+    supply = world.supply("r1")
+    answer = supply.answer({**QUESTION, "item": item})
+    assert answer == {"digest": "d", "source": "r1"}
+    assert world.calls == [("pull", "r1", "r1", "h1")]
+    assert world.targets == [{"temporary": "/t", "manifest": "/t.chunks", "reuse": False}]
+    assert (supply.sent, supply.way) == (3, ["r1"])
+
+
+def test_A17_A23_without_a_replica_it_comes_from_the_origin(world: World) -> None:
+    supply = world.supply("")
+    assert supply.answer({**QUESTION, "item": "image"}) == {"digest": "e", "source": "localhost"}
+    assert world.calls == [("bring", FROM_ORIGIN, "/d/1/0a", "h1")]
+    assert world.targets[0]["version"] == FACTS["version"]
+    assert (supply.sent, supply.way) == (7, ["localhost"])
+    assert world.warned == []
+
+
+def test_A15_persistent_images_do_not_go_by_the_replica(world: World) -> None:
+    world.supply("r1", use_replica=False).answer({**QUESTION, "item": "disk"})
+    assert world.asked == [FROM_ORIGIN]
+
+
+def test_A24_a_replica_does_not_ask_itself(world: World) -> None:
+    supply = world.supply("r1 h1")
+    assert supply.is_replica
+    supply.answer({**QUESTION, "item": "image"})
+    assert world.asked == [FROM_ORIGIN]
+    assert supply.cached(0)["is_replica"]
+
+
+@pytest.mark.parametrize("origin", ["localhost", "bridge1"])
+def test_A24_a_replica_that_is_the_origin_has_nothing_to_cache(world: World, origin: str) -> None:
+    world.origin = Origin(origin)
+    world.supply(origin).answer({**QUESTION, "item": "image"})
+    assert world.asked == [f"agent of {origin}"]
+
+
+def test_A24_the_front_end_under_its_other_name_is_the_origin_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "fe.example")
+    world.origin = Origin("localhost")
+    world.supply("fe").answer({**QUESTION, "item": "image"})
+    assert world.asked == [FROM_ORIGIN]
+
+
+def test_the_replica_s_own_fill_comes_from_the_origin(world: World) -> None:
+    """Its questions arrive through the host that pulls, with its name."""
+    supply = world.supply("r1")
+    supply.answer({**QUESTION, "item": "image", "host": "r1"})
+    assert world.calls == [("bring", FROM_ORIGIN, "/d/1/0a", "r1")]
+
+
+def test_snapshots_come_from_the_origin(world: World) -> None:
+    world.supply("r1").answer({**QUESTION, "item": "123"})
+    assert world.calls == [("bring", FROM_ORIGIN, "/d/1/0a.snap/123", "h1")]
+    assert world.targets[0]["version"] is None
+
+
+ANY_FAILURE = [
+    CacheFailed("use the replica", "it is the host itself"), HostUnreachable("ask", "down"),
+    TransferFailed("receive", "cut"), NoSpace("receive", "full"), Missing("open", "gone"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ANY_FAILURE, ids=lambda error: type(error).__name__)
+def test_A18_the_next_replica_then_the_origin_and_one_warning_each(
+    world: World, error: OnestorError
+) -> None:
+    world.failing = {"r1": error}
+    supply = world.supply("r1 r2 r3")
+    supply.answer({**QUESTION, "item": "image"})
+    assert world.asked == ["r1", "r2"]
+    assert supply.way == ["r2"]
+    assert world.warned == [f"WARN: clone: replica r1 is not used: {error}"]
+    world.failing |= {"r2": error, "r3": error}
+    supply.answer({**QUESTION, "item": "image"})
+    assert world.asked[2:] == ["r1", "r2", "r3", FROM_ORIGIN]
+    assert supply.way == ["r2", "localhost"]
+    assert len(world.warned) == 4
+    assert supply.sent == 3 + 7
+
+
+@pytest.mark.parametrize("manifest", ["", "/t.chunks"])
+def test_A3_what_a_failing_replica_has_brought_is_taken_up(world: World, manifest: str) -> None:
+    """In the part of a fill; the temporary of a disk begins anew each time."""
+    world.failing = {"r1": TransferFailed("receive", "cut")}
+    world.supply("r1").answer({**QUESTION, "item": "image", "manifest": manifest})
+    assert [target["reuse"] for target in world.targets] == [False, bool(manifest)]
+
+
+def test_C2_a_failing_origin_fails(world: World) -> None:
+    world.failing = {"origin": TransferFailed("send", "cut"), "r1": HostUnreachable("ask", "down")}
+    supply = world.supply("r1")
+    with pytest.raises(TransferFailed, match="cut"):
+        supply.answer({**QUESTION, "item": "image"})
+    assert supply.way == []
+
+
+def test_J4_a_replica_is_the_name_of_a_host(world: World) -> None:
+    for value in ("-oProxyCommand=id", "r1 $(id)", "a;b"):
+        with pytest.raises(InvalidInput, match="is no host"):
+            world.supply(value)
+
+
+def test_B15_the_origin_is_asked_which_images_are_gone(world: World) -> None:
+    answer = world.supply("r1").answer({"ask": "gone", "directory": "/d/1", "names": ["a", "b"]})
+    assert answer == {"names": ["a"]}
+    assert world.origin.asked == [("/d/1", ["a", "b"])]
+
+
+class TestStorageAddress:
+    POOL = (
+        "<HOST_POOL><HOST><NAME>r2</NAME><TEMPLATE><REPLICA_STORAGE_IP>10.0.0.2"
+        "</REPLICA_STORAGE_IP></TEMPLATE></HOST><HOST><NAME>r1</NAME><TEMPLATE>{}</TEMPLATE></HOST>"
+        "</HOST_POOL>"
+    )
+
+    def address(self, world: World, template: str | None) -> str:
+        world.oned = Oned(None if template is None else self.POOL.format(template))
+        world.supply("r1").answer({**QUESTION, "item": "image"})
+        return world.calls[0][2]
+
+    def test_L8_the_one_of_the_replica_s_template(self, world: World) -> None:
+        template = "<REPLICA_STORAGE_IP>10.0.0.1</REPLICA_STORAGE_IP>"
+        assert self.address(world, template) == "10.0.0.1"
+
+    @pytest.mark.parametrize("template", ["", "<REPLICA_STORAGE_IP/>", None])
+    def test_L8_else_its_name(self, world: World, template: str | None) -> None:
+        assert self.address(world, template) == "r1"
+        assert world.warned == []
+
+    def test_J4_one_that_is_no_address_is_never_used(self, world: World) -> None:
+        template = "<REPLICA_STORAGE_IP>-oProxyCommand=id</REPLICA_STORAGE_IP>"
+        world.oned = Oned(self.POOL.format(template))
+        world.supply("r1").answer({**QUESTION, "item": "image"})
+        assert world.asked == [FROM_ORIGIN]
+        assert "'-oProxyCommand=id' is no host" in world.warned[0]
+
+
+class TestLimits:
+    VALUES = {
+        "REPLICA_MAX_SIZE_MB": "100", "REPLICA_MAX_USED_PERC": "80",
+        "HOST_CACHE_MAX_SIZE_MB": "50", "HOST_CACHE_MAX_USED_PERC": "70",
+        "CACHE_MIN_AGE": "9", "CACHE_ORPHAN_AGE": "99", "REPLICA_RECOVERY_SNAPS_DIR": "/snaps",
+    }  # fmt: skip
+
+    def test_B7_a_host_and_a_replica_have_their_own(self, world: World) -> None:
+        world.values = self.VALUES
+        assert world.supply("r1").cached(5)["limits"] == {
+            "max_bytes": 50 * MB, "max_used_percent": 70, "min_age": 9.0, "orphan_age": 99.0,
+            "counted": "",
+        }  # fmt: skip
+        expected = {
+            "max_bytes": 100 * MB, "max_used_percent": 80, "min_age": 9.0, "orphan_age": 99.0,
+            "counted": "/snaps",
+        }  # fmt: skip
+        supply = world.supply("r1")
+        supply.answer({**QUESTION, "item": "image"})
+        assert world.images[0]["limits"] == expected
+        assert world.supply("h1").cached(5)["limits"] == expected, "a host that is the replica"
+
+    def test_what_the_caches_are_asked_for(self, world: World) -> None:
+        supply = world.supply("r1")
+        supply.answer({**QUESTION, "item": "image"})
+        wanted = supply.cached(5)
+        assert (wanted["headroom"], wanted["is_replica"], wanted["needed"]) == (5, False, 4096)
+        pulled = world.images[0]
+        assert (pulled["headroom"], pulled["is_replica"]) == (0, True)
+        for each in (wanted, pulled):
+            assert each["path"] == "/d/1/0a"
+            assert each["version"] == FACTS["version"]
+            assert each["purpose"] == "clone of image 4"
+
+    def test_A21_a_bad_limit_is_named(self, world: World) -> None:
+        world.values = {"HOST_CACHE_MAX_USED_PERC": "all"}
+        with pytest.raises(InvalidInput, match=r"HOST_CACHE_MAX_USED_PERC .* is 'all'"):
+            world.supply().cached(0)
+        assert supplies.limits(config.Settings(config.TM_ATTRIBUTES, {}), "REPLICA")["min_age"] == 0
