@@ -54,11 +54,15 @@ class Sender:
         self._on_progress = on_progress
         self._reported = time.monotonic()
 
-    def send(self, fd: int, size: int, known: Manifest | None = None) -> Manifest:
+    def send(
+        self, fd: int, size: int, known: Manifest | None = None, *, digest: str = ""
+    ) -> Manifest:
         """Send what the receiver lacks of the open file; the manifest of all its content.
 
-        ``known`` is believed: when the file has other content, the receiver will notice.
-        Raises ``TimeoutError``, ``EOFError``, ``BrokenPipeError`` and ``ValueError``.
+        ``known`` is believed: when the file has other content, the receiver will notice. Without
+        it ``digest``, if there is one, is what the content must have: nobody else can tell then.
+        Raises :class:`TransferFailed` for other content, ``TimeoutError``, ``EOFError``,
+        ``BrokenPipeError`` and ``ValueError``.
         """
         have = frames.read_manifest(self._pipe, size, self._stall)
         manifest = known or Manifest(size)
@@ -76,7 +80,10 @@ class Sender:
                     if manifest[index] == have[index]:
                         continue
                 self._send_chunk(index, block, have, size)
-        self._end(size, manifest.digest())
+        found = manifest.digest()
+        if digest not in ("", found):
+            raise TransferFailed("send", DIFFERENT)
+        self._end(size, found)
         return manifest
 
     def follow(

@@ -10,7 +10,7 @@ from typing import Any
 from onestor_lib.agent import frames, priority, transfer
 from onestor_lib.agent.bandwidth import Limit
 from onestor_lib.agent.cache import fill, growing, record, room, scrub
-from onestor_lib.agent.errors import CacheFailed, TransferFailed, from_os_error
+from onestor_lib.agent.errors import CacheFailed, OnestorError, TransferFailed, from_os_error
 from onestor_lib.agent.server import Call
 
 _held: list[fill.Had] = []  # what the connection that this process serves holds
@@ -38,7 +38,7 @@ def read(
     manifest = record.read_manifest(had.entry.sidecar, had.record)
 
     def send(sender: transfer.Sender, fd: int) -> None:
-        sender.send(fd, had.record.version.size, manifest)
+        sender.send(fd, had.record.version.size, manifest, digest=had.record.digest)
 
     return _send(call, had.entry.image, send, receiver, stall, bytes_per_second, bulk)
 
@@ -99,6 +99,8 @@ def _send(
                 work(sender, fd)
             except (TimeoutError, EOFError, BrokenPipeError, ValueError) as error:
                 raise TransferFailed("send", str(error) or "the receiver went away") from error
+            except OnestorError as error:
+                frames.write_error(pipe, error, stall)
             except OSError as error:
                 frames.write_error(pipe, from_os_error("send", error), stall)
     finally:
