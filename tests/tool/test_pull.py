@@ -1,0 +1,370 @@
+"""transfer.pull between real agents: a host fetches from a replica, which fills from the origin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from onestor_lib.agent import crashpoints, locks, origin
+from onestor_lib.agent.cache import record
+from onestor_lib.agent.cache.entry import Entry
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.client import AgentClient
+from onestor_lib.agent.errors import (
+    CacheFailed,
+    HostUnreachable,
+    LockTimeout,
+    Missing,
+    OnestorError,
+    TransferFailed,
+)
+from tests.tool.conftest import Agents, allocated, draw, temporaries
+from tests.tool.placing import BULK, RECEIVER, limits, send, wanted
+
+pytestmark = pytest.mark.usefixtures("payload")
+
+
+class Pulling:
+    """A host, a replica and an origin, each a directory and agents of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.origin = draw(root / "origin" / "0a1b", "ABCDEFGHIJ", b"tail")
+        self.entry = root / "replica" / "datastores" / "1" / "0a1b"
+        self.part = root / "host" / "part"
+        self.part.parent.mkdir()
+        self.part.touch()
+        self.marker = root / "host" / "marker of the host alone"
+        self.changed: dict[str, Any] = {"is_replica": True}
+        self.questions: list[dict[str, Any]] = []
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The front-end's part: bring the image from the origin to the replica."""
+        self.questions.append(question)
+        found = send(
+            self.origin, Path(question["temporary"]), reuse=question["reuse"],
+            manifest=question["manifest"],
+        )  # fmt: skip
+        return {"digest": found["digest"], "source": "fe", "sent": found["sent"]}
+
+    def image(self) -> dict[str, Any]:
+        facts = origin.describe(self.origin, "raw", snapshots=False)
+        return wanted(self.entry, facts) | self.changed
+
+    def pull(self, agent: AgentClient, *, reuse: bool = False, stall: float = 10.0) -> Any:
+        return agent.call(
+            "transfer.pull", on_ask=self.answer, argv=RECEIVER, host="r1", image=self.image(),
+            marker=str(self.marker), temporary=str(self.part), manifest=f"{self.part}.chunks",
+            reuse=reuse, stall=stall, bytes_per_second=0, bulk=BULK,
+        )  # fmt: skip
+
+    def assert_complete(self) -> None:
+        assert self.part.read_bytes() == self.origin.read_bytes()
+
+
+@pytest.fixture
+def pulling(tmp_path: Path) -> Pulling:
+    return Pulling(tmp_path)
+
+
+def spoil(path: Path, offset: int) -> None:
+    """Change one byte so that size, time and inode stay as they were."""
+    facts = path.stat()
+    mode = facts.st_mode
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    path.chmod(mode)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_A1_the_replica_is_filled_once_and_serves_then(
+    agent: AgentClient, pulling: Pulling
+) -> None:
+    first = pulling.pull(agent)
+    pulling.assert_complete()
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+    (question,) = pulling.questions
+    assert (question["item"], question["host"]) == ("image", "r1")
+    assert (pulling.entry.parent / ".monitor").read_text() == "replica\n", "L2"
+    pulling.part.unlink()
+    pulling.part.touch()
+    second = pulling.pull(agent)
+    pulling.assert_complete()
+    assert len(pulling.questions) == 1
+    assert first == second
+    assert first["sent"] == 10 * CHUNK + 4
+    kept = Path(f"{pulling.part}.chunks").read_bytes()
+    found = record.read(Entry(pulling.entry).sidecar)
+    assert found and found.digest == first["digest"]
+    manifest = record.read_manifest(Entry(pulling.entry).sidecar, found)
+    assert manifest and manifest.to_bytes() == kept
+
+
+def test_A3_a_transfer_that_was_cut_goes_on_where_it_was(
+    agent: AgentClient, pulling: Pulling
+) -> None:
+    """At 80 % the link broke: not more than 25 % may cross once more."""
+    pulling.part.write_bytes(pulling.origin.read_bytes()[: 8 * CHUNK])
+    found = pulling.pull(agent, reuse=True)
+    pulling.assert_complete()
+    assert found["sent"] == 2 * CHUNK + 4 <= pulling.origin.stat().st_size * 0.25
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tail", "sent"),
+    [
+        ("ABCXEFGHIJ", b"tail", 1),  # one chunk has changed
+        ("ABCDEFGHIJ", b"tail", 0),  # only its time has
+        ("ABC-EFGHIJ", b"tail", 0),  # a chunk has become a hole
+        ("ABC0EFGHI0", b"tail", 0),  # or zeros
+        ("ABCDEF", b"", 0),  # it has become shorter
+        ("ABCDEFGHIJ", b"ta", 0),
+        ("ABCDEFGHIJ", b"TAIL", 4 / CHUNK),
+        ("ABCDEFGHIJKL", b"", 2),  # or longer: its tail was a part of a chunk
+        ("ABCDEFGHIJ--", b"", 0),
+        ("------------", b"", 0),
+        ("", b"", 0),
+    ],
+)
+def test_a_new_version_comes_as_a_difference(
+    agent: AgentClient, pulling: Pulling, pattern: str, tail: bytes, sent: float
+) -> None:
+    """On both links: to the replica, which has the older version, and from there to the host."""
+    pulling.pull(agent)
+    older = pulling.part.read_bytes()
+    draw(pulling.origin, pattern, tail)
+    os.utime(pulling.origin, ns=(1, 1))
+    begun: list[int] = []
+    answer = pulling.answer
+
+    def note(question: dict[str, Any]) -> dict[str, Any]:
+        assert question["reuse"] is True
+        found = answer(question)
+        begun.append(found["sent"])
+        return found
+
+    pulling.answer = note  # type: ignore[method-assign]
+    found = pulling.pull(agent, reuse=True)
+    pulling.assert_complete()
+    assert pulling.part.read_bytes() != older or (pattern, tail) == ("ABCDEFGHIJ", b"tail")
+    assert begun == [found["sent"]] == [round(sent * CHUNK)]
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+    assert allocated(pulling.part) <= max(len(older), len(pattern) * CHUNK) + 8192
+
+
+@pytest.mark.parametrize("offset", [0, 5 * CHUNK + 17, 10 * CHUNK + 3])
+def test_A8_a_damaged_entry_is_dropped_filled_anew_and_fetched_again(
+    agents: Agents, pulling: Pulling, offset: int
+) -> None:
+    with agents.start() as agent:
+        pulling.pull(agent)
+        spoil(pulling.entry, offset)
+        assert Entry(pulling.entry).find(record.Version(**pulling.image()["version"])), "a hit"
+        pulling.pull(agent)
+    pulling.assert_complete()
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+    assert len(pulling.questions) == 2
+    said = [line for line in agents.logged.getvalue().splitlines() if line.startswith("WARN")]
+    assert len(said) == 1 and "1 of its chunks differ" in said[0] and "was dropped" in said[0]
+
+
+def test_A9_a_damaged_manifest_is_made_again(agent: AgentClient, pulling: Pulling) -> None:
+    """The line of the record, which is enough for a hit, is intact."""
+    pulling.pull(agent)
+    sidecar = Entry(pulling.entry).sidecar
+    spoil(sidecar, sidecar.stat().st_size - 5)
+    pulling.part.write_bytes(b"")
+    pulling.pull(agent)
+    pulling.assert_complete()
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut"])
+def test_A8_A9_damage_of_both_manifest_and_content_is_noticed(
+    agent: AgentClient, pulling: Pulling, damage: str
+) -> None:
+    """Without a manifest the sender digests what it reads: that must be what was recorded."""
+    pulling.pull(agent)
+    sidecar = Entry(pulling.entry).sidecar
+    if damage == "cut":
+        os.truncate(sidecar, sidecar.read_bytes().index(b"\n") + 1)
+    else:
+        spoil(sidecar, sidecar.stat().st_size - 5)
+    spoil(pulling.entry, 17)
+    pulling.part.write_bytes(b"")
+    pulling.pull(agent)
+    pulling.assert_complete()
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+
+
+def test_A8_a_replica_that_cannot_send_the_right_bytes_fails(
+    agent: AgentClient, pulling: Pulling
+) -> None:
+    """What the origin brings now is spoilt each time, as by a bad memory."""
+    answer = pulling.answer
+
+    def bring_and_spoil(question: dict[str, Any]) -> dict[str, Any]:
+        found = answer(question)
+        spoil(Path(question["temporary"]), 17)
+        return found
+
+    pulling.answer = bring_and_spoil  # type: ignore[method-assign]
+    with pytest.raises(TransferFailed) as failure:
+        pulling.pull(agent)
+    assert failure.value.retryable and failure.value.host == "r1"
+    assert len(pulling.questions) == 2, "it has tried twice"
+    assert not Path(f"{pulling.part}.chunks").exists(), "nothing says that the part is complete"
+
+
+def test_A24_a_host_is_not_its_own_replica(agent: AgentClient, pulling: Pulling) -> None:
+    """Known by a file: names and addresses prove nothing."""
+    pulling.marker = pulling.part
+    with pytest.raises(CacheFailed, match="it is the host itself"):
+        pulling.pull(agent)
+    assert pulling.questions == []
+    assert not pulling.entry.exists()
+
+
+def test_B6_a_replica_without_room_is_none(agent: AgentClient, pulling: Pulling) -> None:
+    pulling.changed["limits"] = limits(max_bytes=1000)
+    with pytest.raises(CacheFailed, match="the limit is 0 MB"):
+        pulling.pull(agent)
+
+
+def test_A18_the_front_end_s_failure_arrives_as_it_is(agent: AgentClient, pulling: Pulling) -> None:
+    def fail(question: dict[str, Any]) -> dict[str, Any]:
+        raise Missing("read image", "no such file", path="/x")
+
+    pulling.answer = fail  # type: ignore[method-assign]
+    with pytest.raises(Missing, match="no such file"):
+        pulling.pull(agent)
+    assert temporaries(pulling.entry.parent) == []
+
+
+@pytest.mark.parametrize(
+    "point", ["send.half", "receive.started", "receive.half", "receive.ended", "fill.recorded"]
+)
+def test_A3_A6_any_side_killed_and_the_next_try_goes_on(
+    agents: Agents, crashed: Callable[[], list[str]], pulling: Pulling, point: str
+) -> None:
+    with agents.start(crash_at=point) as agent, pytest.raises(OnestorError) as failure:
+        pulling.pull(agent)
+    assert crashed() == [point]
+    assert failure.value.retryable, failure.value
+    assert point in crashpoints.POINTS
+    with agents.start() as agent:
+        found = pulling.pull(agent, reuse=True)
+    pulling.assert_complete()
+    if point == "receive.ended":
+        assert found["sent"] == 0, "all had come"
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+    assert len(pulling.questions) == 1, "the replica's part was complete: nothing comes twice"
+
+
+def test_A6_B11_never_two_writers_of_one_part(agent: AgentClient, pulling: Pulling) -> None:
+    with pulling.part.open("r+b") as other:
+        locks.become_writer(other.fileno(), pulling.part, 1)
+        with pytest.raises(LockTimeout, match=str(pulling.part)):
+            pulling.pull(agent, stall=0.3)
+        with pytest.raises(LockTimeout, match=str(pulling.part)):
+            send(pulling.origin, pulling.part, stall=0.3)
+    pulling.pull(agent)
+    pulling.assert_complete()
+
+
+class TestSend:
+    """transfer.send of an image whose version is known."""
+
+    def send(self, agent: AgentClient, pulling: Pulling, version: dict[str, int]) -> Any:
+        return agent.call(
+            "transfer.send", path=str(pulling.origin), version=version, argv=RECEIVER, host="h1",
+            stall=10.0, bytes_per_second=0, bulk=BULK, temporary=str(pulling.part), manifest="",
+            reuse=False,
+        )  # fmt: skip
+
+    def test_A16_the_manifest_is_kept_for_the_next_time(
+        self, agent: AgentClient, pulling: Pulling
+    ) -> None:
+        version = pulling.image()["version"]
+        found = self.send(agent, pulling, version)
+        kept = origin.Origin(pulling.origin).manifest()
+        assert kept and kept.digest() == found["digest"]
+        assert self.send(agent, pulling, version)["digest"] == found["digest"]
+        pulling.assert_complete()
+
+    def test_A13_an_image_changed_since_the_action_began_is_not_sent(
+        self, agent: AgentClient, pulling: Pulling
+    ) -> None:
+        version = pulling.image()["version"]
+        draw(pulling.origin, "XBCDEFGHIJ", b"tail")
+        with pytest.raises(TransferFailed, match="was changed since the action began"):
+            self.send(agent, pulling, version)
+        assert pulling.part.stat().st_size == 0
+
+    def test_A9_a_manifest_of_another_version_is_not_believed(
+        self, agent: AgentClient, pulling: Pulling
+    ) -> None:
+        self.send(agent, pulling, pulling.image()["version"])
+        draw(pulling.origin, "XBCDEFGHIJ", b"tail")
+        self.send(agent, pulling, pulling.image()["version"])
+        pulling.assert_complete()
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\n", None])
+    def test_A9_a_damaged_manifest_counts_as_none(
+        self, agent: AgentClient, pulling: Pulling, content: bytes | None
+    ) -> None:
+        version = pulling.image()["version"]
+        self.send(agent, pulling, version)
+        manifest = origin.manifest_path(pulling.origin)
+        if content is None:
+            spoil(manifest, manifest.stat().st_size - 5)
+        else:
+            manifest.write_bytes(content)
+        self.send(agent, pulling, version)
+        pulling.assert_complete()
+        assert origin.Origin(pulling.origin).manifest(), "and it is repaired"
+
+    def test_A8_an_origin_that_is_not_what_its_manifest_says_never_passes(
+        self, agent: AgentClient, pulling: Pulling
+    ) -> None:
+        """Nobody but a disk that forgets changes a byte and not the time."""
+        version = pulling.image()["version"]
+        self.send(agent, pulling, version)
+        spoil(pulling.origin, 3 * CHUNK)
+        with pytest.raises(TransferFailed, match="length or digest differ"):
+            self.send(agent, pulling, version)
+
+
+def test_A8_verify_finds_and_drops_what_is_damaged(agent: AgentClient, pulling: Pulling) -> None:
+    def verify() -> str:
+        found = agent.call("cache.verify", path=str(pulling.entry), lock_timeout=5.0)
+        return str(found["wrong"])
+
+    pulling.pull(agent)
+    used = Entry(pulling.entry).sidecar.stat().st_mtime_ns
+    assert verify() == ""
+    assert Entry(pulling.entry).sidecar.stat().st_mtime_ns == used, "that is no use of it"
+    spoil(pulling.entry, 3 * CHUNK + 1)
+    os.link(pulling.entry, pulling.part.with_name("disk.0.base"))
+    assert verify() == (
+        f"1 of its chunks differ, the first at byte {3 * CHUNK}; 1 disks of VMs have it as their"
+        " base"
+    )
+    assert not pulling.entry.exists()
+    assert verify() != ""
+
+
+def test_C12_a_replica_that_cannot_be_reached_is_named(
+    agent: AgentClient, pulling: Pulling
+) -> None:
+    with pytest.raises(HostUnreachable, match=r"from .* to r1.*: no route"):
+        agent.call(
+            "transfer.pull", argv=["sh", "-c", "echo 'no route to host' >&2; exit 255"], host="r1",
+            image=pulling.image(), marker=str(pulling.marker), temporary=str(pulling.part),
+            manifest="", reuse=False, stall=5.0, bytes_per_second=0, bulk=BULK,
+        )  # fmt: skip
