@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,6 +21,7 @@ from onestor_lib.agent.operations import disk as operations
 from tests.tool.conftest import MB, Agents, allocated, draw, info, qcow2, temporaries
 from tests.tool.conftest import qemu_img as run_qemu_img
 from tests.tool.placing import LocalCall, Placing, limits, place_image, points, run_and_die
+from tests.unit.caching import fill
 
 VM = ["100", "100/.monitor", "100/7", "100/7/.disk.0.lock", "100/7/.disk.0.record",
       "100/7/disk.0"]  # fmt: skip
@@ -130,6 +134,99 @@ class TestCopies:
         raw.run_here()
         os.sync()
         assert (free - os.statvfs(xfs).f_bfree) * os.statvfs(xfs).f_frsize < MB
+
+
+def test_A1_A4_B11_many_cold_clones_make_one_transfer(agents: Agents, tmp_path: Path) -> None:
+    """Each with an agent of its own, as on a host where many VMs start at once."""
+    clones = 6
+    place_image(tmp_path)
+    ready = threading.Barrier(clones)
+
+    def clone(number: int) -> tuple[Placing, dict[str, str]]:
+        placing = Placing(tmp_path).cached()
+        placing.disk = placing.datastore / str(number) / "disk.0"
+        with agents.hosts.local_agent() as agent:
+            ready.wait()
+            found: dict[str, str] = placing.run(agent)
+        return placing, found
+
+    with ThreadPoolExecutor(clones) as pool:
+        done = list(pool.map(clone, range(clones)))
+    assert sorted(found["cache"] for _, found in done) == ["hit"] * (clones - 1) + ["miss"]
+    assert sum(placing.questions.count("image") for placing, _ in done) == 1
+    for placing, _ in done:
+        assert placing.disk.read_bytes() == placing.image.read_bytes()
+        assert placing.questions.count("disk") == 0
+
+
+def test_B10_two_fills_at_once_keep_the_limit(agents: Agents, tmp_path: Path) -> None:
+    """6 MB each and 10 MB in all: the second one comes while the first is under way."""
+    bounds = limits(max_bytes=10 * MB)
+    first, second = (Placing(tmp_path).cached(limits=bounds) for _ in range(2))
+    (tmp_path / "datastores").mkdir()
+    for number, placing in enumerate((first, second)):
+        placing.image = draw(tmp_path / "images" / f"0{number}", "ABCDEF")
+        placing.disk = placing.datastore / str(number) / "disk.0"
+
+    def meanwhile(item: str) -> None:
+        if item == "image":
+            with agents.start() as other:
+                assert second.run(other) == {"cache": "none"}
+
+    first.then = meanwhile
+    with agents.start() as agent:
+        assert first.run(agent) == {"cache": "miss"}
+        assert trim(agent, first, bounds) <= 10 * MB
+    assert re.search("WARN: .* past the cache .*there can be", agents.logged.getvalue())
+    for placing in (first, second):
+        assert placing.disk.read_bytes() == placing.image.read_bytes()
+    assert first.entry.exists() and not second.entry.exists()
+
+
+def test_B4_what_a_slow_clone_reads_is_not_evicted(agents: Agents, raw: Placing) -> None:
+    raw.run_here()
+    raw.clean_directory()
+
+    def evict(item: str) -> None:
+        with agents.start() as other:
+            trim(other, raw, limits(max_bytes=1))
+        assert raw.entry.exists()
+
+    raw.then = evict
+    assert raw.run_here() == {"cache": "hit"}
+    assert raw.disk.read_bytes() == raw.image.read_bytes()
+    with agents.start() as other:
+        assert trim(other, raw, limits(max_bytes=1)) == 0
+
+
+def test_B15_entries_of_images_that_are_no_more(raw: Placing) -> None:
+    """Asked of the origin after a fill, for those that were not used for long."""
+    gone, kept = fill(raw.entry.with_name("gone"), idle=100), fill(raw.entry.with_name("kept"))
+    draw(raw.image.with_name("kept"), "K")
+    os.utime(kept.sidecar, (1, 1))
+    young = fill(raw.entry.with_name("young"))
+    raw.cached(limits=limits(orphan_age=50.0)).run_here()
+    assert raw.questions == ["image", "gone", "wanted"]
+    assert not gone.image.exists() and not gone.sidecar.exists()
+    assert kept.image.exists() and young.image.exists()
+    assert ("INFO", f"{gone.image} left the cache: the image is no more") in raw.call.logged
+
+
+def test_A15_A24_a_front_end_that_is_a_host_keeps_its_origin(tmp_path: Path) -> None:
+    """The entry would have the origin's own name: it gets a hidden one."""
+    placing = place_image(tmp_path).cached()
+    placing.image = draw(placing.entry, "AB-C")
+    before = placing.image.stat()
+    assert placing.run_here() == {"cache": "miss"}
+    placing.clean_directory()
+    assert placing.run_here() == {"cache": "hit"}
+    after = placing.image.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_mode) == (
+        before.st_ino, before.st_mtime_ns, before.st_mode
+    )  # fmt: skip
+    assert placing.disk.read_bytes() == placing.image.read_bytes()
+    marker = placing.entry.parent / ".monitor"
+    assert not marker.exists(), "an image datastore is no replica's cache"
 
 
 class TestOverlays:

@@ -12,7 +12,17 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import crashpoints, extents, origin, paths, process, qemu_img
+from onestor_lib.agent import (
+    crashpoints,
+    extents,
+    origin,
+    paths,
+    process,
+    publish,
+    qemu_img,
+    transfer,
+)
+from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.errors import (
     CommandFailed,
     HostUnreachable,
@@ -40,6 +50,7 @@ from tests.tool.conftest import (
     qemu_img as run_qemu_img,
 )
 from tests.tool.placing import LocalCall, points
+from tests.unit.caching import fill
 
 NAME = "0a1b2c"
 COMPLETE = [f".{NAME}.manifest", NAME]
@@ -104,6 +115,38 @@ def test_K17_J2_a_raw_file_is_taken_as_it_is(importing: Importing, name: str) ->
     assert importing.image.stat().st_mode & 0o777 == 0o660
     assert allocated(importing.image) < 4 * MB
     assert listing(importing.datastore) == COMPLETE
+
+
+@pytest.mark.parametrize("wanted", ["", "qcow2"])
+def test_A16_the_manifest_is_made_while_the_image_is_in_memory(
+    importing: Importing, wanted: str
+) -> None:
+    """No transfer has to digest it again; it is that of the stored bytes, not of the source."""
+    draw(importing.file, "A0-B", b"tail")
+    importing.options["wanted_format"] = wanted
+    importing.run()
+    image = origin.Origin(importing.image)
+    manifest = image.manifest()
+    assert manifest
+    with importing.image.open("rb") as file:
+        expected = transfer.digests_of(file.fileno(), importing.image.stat().st_size)
+    assert manifest.to_bytes() == expected.to_bytes()
+
+
+def test_A9_a_datastore_that_takes_no_manifest_takes_the_image(
+    importing: Importing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be made later."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    draw(importing.file, "A")
+    monkeypatch.setattr(publish, "write_file", fail)
+    importing.run()
+    assert importing.image.read_bytes() == importing.file.read_bytes()
+    assert listing(importing.datastore) == [NAME]
+    assert origin.Origin(importing.image).manifest() is None
 
 
 def test_C4_SPARSE_NO_allocates_everything(importing: Importing) -> None:
@@ -447,6 +490,17 @@ class TestRemove:
         assert remove(image, image.parent) == {"removed": True}
         assert listing(image.parent) == [f"{NAME}0"]
         assert remove(image, image.parent) == {"removed": False}, "also twice"
+
+    def test_B15_the_front_end_s_own_cache_of_it_goes_too(self, image: Path) -> None:
+        """A front-end that is a host has the origin and a hidden entry side by side."""
+        entry, other = fill(image), fill(image.with_name(f"{NAME}0"))
+        assert entry.is_hidden and entry.image.exists()
+        assert other.is_hidden
+        Entry(image).new_part()
+        remove(image, image.parent)
+        names = {path.name for path in (other.image, other.sidecar, other.path)}
+        assert set(listing(image.parent)) == names
+        assert not entry.image.exists()
 
     def test_H8_a_missing_datastore_has_no_images(self, tmp_path: Path) -> None:
         assert remove(tmp_path / "1" / NAME, tmp_path / "1") == {"removed": False}
