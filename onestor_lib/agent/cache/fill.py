@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, locks, vm_directory
+from onestor_lib.agent import crashpoints, locks, publish, vm_directory
 from onestor_lib.agent.cache import room
 from onestor_lib.agent.cache.entry import Entry, chunks_of, may_be_cached
 from onestor_lib.agent.cache.record import Record, Version
@@ -117,6 +117,7 @@ def _found(wanted: Wanted) -> tuple[Entry, Record] | None:
 
 def _fill(call: Dialogue, wanted: Wanted, lock: locks.Held) -> None:
     """Bring the image into the cache; its lock is held exclusively."""
+    publish.sweep(wanted.path.parent)  # what a killed fill has left of its notes
     entry = Entry(wanted.path)
     entry.finish()
     if entry.find(wanted.version):
