@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -511,6 +512,32 @@ def kill_and_repeat(
     assert placing.names == complete
     assert placing.entry.read_bytes() == placing.image.read_bytes()
     assert_same(placing.image, placing.disk, image_format=image_format)
+
+
+@pytest.mark.parametrize("point", points("tm.clone thin", "place", "publish"))
+def test_C3_an_overlay_is_never_seen_on_another_base(
+    agents: Agents, crashed: Callable[[], list[str]], thin: Placing, point: str
+) -> None:
+    """Killed while an earlier try's disk, to which something was written, is replaced."""
+    if point == "publish.linked":
+        pytest.skip("what is replaced is renamed")
+    thin.run_here()
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -q -P 85 0 64k", str(thin.disk)], check=True
+    )
+    base, older = vm_directory.base_path(thin.disk), thin.root / "older"
+    inode = base.stat().st_ino
+    run_qemu_img("convert", "-f", "qcow2", "-O", "qcow2", thin.disk, older)
+    thin.image.unlink()
+    qcow2(thin.image, "NEW-")
+    run_and_die(agents, point, thin.run)
+    assert crashed() == [point]
+    if thin.disk.exists():
+        is_new = base.stat().st_ino != inode
+        assert_same(thin.image if is_new else older, thin.disk)
+    with agents.start() as agent:
+        thin.run(agent)
+    assert_same(thin.image, thin.disk)
 
 
 @pytest.mark.parametrize("point", points("eviction", "evict"))

@@ -158,6 +158,20 @@ def test_a_new_version_comes_as_a_difference(
     assert allocated(pulling.part) <= max(len(older), len(pattern) * CHUNK) + 8192
 
 
+def test_A8_zeros_inside_of_a_chunk_replace_what_was_there(
+    agent: AgentClient, pulling: Pulling
+) -> None:
+    """Pages of zeros are left out only where the receiver has a hole."""
+    pulling.pull(agent)
+    with pulling.origin.open("r+b") as file:
+        file.seek(3 * CHUNK + 4096)
+        file.write(bytes(CHUNK // 2))
+    found = pulling.pull(agent, reuse=True)
+    pulling.assert_complete()
+    assert found["sent"] == CHUNK
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+
+
 @pytest.mark.parametrize("offset", [0, 5 * CHUNK + 17, 10 * CHUNK + 3])
 def test_A8_a_damaged_entry_is_dropped_filled_anew_and_fetched_again(
     agents: Agents, pulling: Pulling, offset: int

@@ -284,13 +284,14 @@ class TestSeveral:
         with cache.filling("two"):
             cache.reserve("two", 3, max_mb=5)  # that one has ended, and with it its reservation
 
-    def test_B10_reserved_space_is_not_free(self, cache: Cache) -> None:
+    @pytest.mark.parametrize("limits", [{}, {"max_mb": 100}])
+    def test_B10_reserved_space_is_not_free(self, cache: Cache, limits: dict[str, Any]) -> None:
         cache.disk_size = 10 * MB
         with cache.filling("one"):
-            cache.reserve("one", 6)
+            cache.reserve("one", 6, **limits)
             with pytest.raises(CacheFailed):
-                cache.reserve("two", 5)
-            cache.reserve("two", 3)
+                cache.reserve("two", 5, **limits)
+            cache.reserve("two", 3, **limits)
 
     def test_B10_what_has_come_of_a_reservation_counts_once(self, cache: Cache) -> None:
         cache.disk_size = 10 * MB
