@@ -514,13 +514,14 @@ def kill_and_repeat(
     assert_same(placing.image, placing.disk, image_format=image_format)
 
 
-@pytest.mark.parametrize("point", points("tm.clone thin", "place", "publish"))
+# What is replaced is renamed: that link is for a first disk only.
+@pytest.mark.parametrize(
+    "point", sorted({*points("tm.clone thin", "place", "publish")} - {"publish.linked"})
+)
 def test_C3_an_overlay_is_never_seen_on_another_base(
     agents: Agents, crashed: Callable[[], list[str]], thin: Placing, point: str
 ) -> None:
     """Killed while an earlier try's disk, to which something was written, is replaced."""
-    if point == "publish.linked":
-        pytest.skip("what is replaced is renamed")
     thin.run_here()
     subprocess.run(
         ["qemu-io", "-f", "qcow2", "-c", "write -q -P 85 0 64k", str(thin.disk)], check=True
