@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +63,8 @@ def reflink(source: int, target: int) -> bool:
 
 def can_share(directory: Path) -> bool:
     """Whether files in ``directory`` can share blocks, so that a copy takes no space; by trying."""
+    import tempfile  # takes milliseconds, and only a raw image or a copy needs it
+
     with tempfile.TemporaryFile(dir=directory) as one, tempfile.TemporaryFile(dir=directory) as two:
         one.write(bytes(PAGE))
         one.flush()

@@ -48,7 +48,7 @@ class Origin:
     def keep(self, manifest: Manifest) -> None:
         """Write the manifest down; where that is not possible it is made again next time."""
         with contextlib.suppress(OSError):
-            found = Record(self.version, manifest.digest(), self.version)
+            found = Record.now(self.version, manifest.digest(), self.version)
             found.write(manifest_path(self.path), manifest)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -135,7 +134,7 @@ class Placing:
     def arguments(self) -> dict[str, Any]:
         snapshots = self.options["record"]["action"] == "ln"
         facts = origin.describe(self.image, self.options["image_format"], snapshots=snapshots)
-        fields = {field.name for field in dataclasses.fields(operations.Shape)}
+        fields = set(operations.Shape._fields)
         shape = {name: value for name, value in self.options.items() if name in fields}
         others = {name: value for name, value in self.options.items() if name not in fields}
         if self._wanted is not None:

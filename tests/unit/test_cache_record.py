@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,7 +131,7 @@ def test_A10_a_kill_while_writing_leaves_the_old_record(
 
     monkeypatch.setattr(Path, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
-        replace(RECORD, source="other").write(sidecar, MANIFEST)
+        RECORD._replace(source="other").write(sidecar, MANIFEST)
     assert record.read(sidecar) == RECORD
     assert publish.is_temporary("." + sidecar.name) is False
 
@@ -142,17 +141,17 @@ def test_A10_a_record_is_bound_to_size_time_and_inode(tmp_path: Path, fact: str)
     file = tmp_path / "0a"
     file.write_bytes(b"x" * 10)
     local = Version.of(file.stat())
-    kept = replace(RECORD, local=local)
+    kept = RECORD._replace(local=local)
     assert kept.describes(file)
-    other = replace(local, **{fact: getattr(local, fact) + 1})
+    other = local._replace(**{fact: getattr(local, fact) + 1})
     assert other != local
-    assert not replace(RECORD, local=other).describes(file)
+    assert not RECORD._replace(local=other).describes(file)
 
 
 def test_A7_a_record_describes_no_missing_file_and_no_link(tmp_path: Path) -> None:
     file = tmp_path / "0a"
     file.write_bytes(b"x")
-    kept = replace(RECORD, local=Version.of(file.stat()))
+    kept = RECORD._replace(local=Version.of(file.stat()))
     (tmp_path / "link").symlink_to(file)
     assert not kept.describes(tmp_path / "link")
     file.unlink()

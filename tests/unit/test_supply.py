@@ -149,7 +149,7 @@ def test_A24_a_replica_does_not_ask_itself(world: World) -> None:
     assert supply.is_replica
     supply.answer({**QUESTION, "item": "image"})
     assert world.asked == [FROM_ORIGIN]
-    assert supply.cached(0)["is_replica"]
+    assert supply.cached()["is_replica"]
 
 
 @pytest.mark.parametrize("origin", ["localhost", "bridge1"])
@@ -271,7 +271,7 @@ class TestLimits:
 
     def test_B7_a_host_and_a_replica_have_their_own(self, world: World) -> None:
         world.values = self.VALUES
-        assert world.supply("r1").cached(5)["limits"] == {
+        assert world.supply("r1").cached()["limits"] == {
             "max_bytes": 50 * MB, "max_used_percent": 70, "min_age": 9.0, "orphan_age": 99.0,
             "counted": "",
         }  # fmt: skip
@@ -282,15 +282,15 @@ class TestLimits:
         supply = world.supply("r1")
         supply.answer({**QUESTION, "item": "image"})
         assert world.images[0]["limits"] == expected
-        assert world.supply("h1").cached(5)["limits"] == expected, "a host that is the replica"
+        assert world.supply("h1").cached()["limits"] == expected, "a host that is the replica"
 
     def test_what_the_caches_are_asked_for(self, world: World) -> None:
         supply = world.supply("r1")
         supply.answer({**QUESTION, "item": "image"})
-        wanted = supply.cached(5)
-        assert (wanted["headroom"], wanted["is_replica"], wanted["needed"]) == (5, False, 4096)
+        wanted = supply.cached()
+        assert (wanted["is_replica"], wanted["needed"]) == (False, 4096)
         pulled = world.images[0]
-        assert (pulled["headroom"], pulled["is_replica"]) == (0, True)
+        assert pulled["is_replica"]
         for each in (wanted, pulled):
             assert each["path"] == "/d/1/0a"
             assert each["version"] == FACTS["version"]
@@ -299,5 +299,5 @@ class TestLimits:
     def test_A21_a_bad_limit_is_named(self, world: World) -> None:
         world.values = {"HOST_CACHE_MAX_USED_PERC": "all"}
         with pytest.raises(InvalidInput, match=r"HOST_CACHE_MAX_USED_PERC .* is 'all'"):
-            world.supply().cached(0)
+            world.supply().cached()
         assert supplies.limits(config.Settings(config.TM_ATTRIBUTES, {}), "REPLICA")["min_age"] == 0

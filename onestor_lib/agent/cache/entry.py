@@ -144,7 +144,7 @@ class Entry:
         local = Version.of(part.stat())
         if local.size != version.size:
             raise CacheFailed("fill the cache", "the file has another size", path=str(part))
-        Record(version, digest, local, source).write(self.sidecar, manifest)
+        Record.now(version, digest, local, source).write(self.sidecar, manifest)
         crashpoints.reach("fill.recorded")
         self._finish(part)
 

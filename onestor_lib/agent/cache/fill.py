@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onestor_lib.agent import crashpoints, locks, publish, vm_directory
 from onestor_lib.agent.cache import room
@@ -22,8 +21,7 @@ from onestor_lib.agent.errors import CacheFailed, NoSpace, OnestorError, from_os
 _ROUNDS = 5
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The image to have, in which version, and what it may cost.
 
     ``needed`` bytes it takes in the cache, ``headroom`` bytes must be left for what is made of it;
@@ -54,8 +52,7 @@ class Wanted:
         )
 
 
-@dataclass(frozen=True)
-class Had:
+class Had(NamedTuple):
     """The entry as it is held."""
 
     entry: Entry

@@ -10,9 +10,8 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onestor_lib.agent import publish
 from onestor_lib.agent.chunks import Manifest
@@ -23,8 +22,7 @@ _LONGEST_LINE = 1 << 12  # bytes
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """What tells one content of a file from another without reading it (known failure A10)."""
 
     size: int
@@ -50,8 +48,7 @@ class Version:
         return {"size": self.size, "mtime_ns": self.mtime_ns, "inode": self.inode}
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """``version`` of the origin; ``local`` of the file beside the record, where that is a copy.
 
     Times are seconds since the epoch; ``source`` is the host the content came from.
@@ -60,9 +57,14 @@ class Record:
     version: Version
     digest: str
     local: Version
-    source: str = ""
-    filled: int = field(default_factory=lambda: int(time.time()))
-    verified: int = field(default_factory=lambda: int(time.time()))
+    source: str
+    filled: int
+    verified: int
+
+    @classmethod
+    def now(cls, version: Version, digest: str, local: Version, source: str = "") -> Record:
+        """Of content that has just been digested."""
+        return cls(version, digest, local, source, int(time.time()), int(time.time()))
 
     def write(self, path: Path, manifest: Manifest) -> None:
         """Replace the record ``path``, whole and durable."""

@@ -13,8 +13,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from onestor_lib.agent import crashpoints, locks, publish
 from onestor_lib.agent.cache import entry as entries
@@ -29,8 +29,7 @@ _LOCK = ".onestor-cache.lock"
 Say = Callable[[str, str], None]  # severity and text of a line for the log
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a machine's cache may take: sizes in bytes, times in seconds since the last use."""
 
     max_bytes: int | None
@@ -40,8 +39,7 @@ class Limits:
     counted: str  # a directory whose files count as cached, though they are never evicted (B8)
 
 
-@dataclass(frozen=True)
-class _Stored:
+class _Stored(NamedTuple):
     """What an image has in the cache: its entry, and what a fill has brought so far."""
 
     entry: Entry

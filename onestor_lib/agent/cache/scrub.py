@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from onestor_lib.agent import locks, transfer
@@ -69,5 +68,5 @@ def _note_verified(entry: Entry) -> None:
     manifest = record.read_manifest(entry.sidecar, known) if known else None
     if known and manifest:
         used = entry.sidecar.stat().st_mtime_ns
-        replace(known, verified=int(time.time())).write(entry.sidecar, manifest)
+        known._replace(verified=int(time.time())).write(entry.sidecar, manifest)
         os.utime(entry.sidecar, ns=(used, used))

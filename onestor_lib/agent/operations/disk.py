@@ -6,9 +6,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onestor_lib.agent import crashpoints, extents, publish, qemu_img, space, vm_directory
 from onestor_lib.agent import image_format as formats
@@ -24,8 +23,7 @@ from onestor_lib.agent.errors import (
 from onestor_lib.agent.server import Call
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """How a disk shall be.
 
     ``thin``: an overlay, made with ``qcow2_options``, on a base that it shares with other VMs;
