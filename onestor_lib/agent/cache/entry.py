@@ -108,6 +108,7 @@ class Entry:
         if old:
             for companion in (chunks_of(old), progress_of(chunks_of(old))):
                 publish.remove(companion)
+            old.chmod(0o600)  # it may have been complete when its fill was killed
             old.rename(new)
             return new, True
         target = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -176,6 +177,12 @@ class Entry:
         self.give_up()
         publish.remove(self.sidecar)
         crashpoints.reach("evict.sidecar")
+
+    def is_remainder(self) -> bool:
+        """Whether there is a sidecar, but no file that it could speak of."""
+        if os.path.lexists(self.image) or not os.path.lexists(self.sidecar):
+            return False
+        return not leftovers(self._directory, self.path.name)
 
     def _beside(self, kind: str) -> Path:
         return self._directory / f".{self.path.name}.{kind}"

@@ -7,6 +7,7 @@ waited transfer nothing (known failure A4).
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,7 @@ def held(call: Dialogue, wanted: Wanted, root: Path) -> Iterator[Had]:
 def _take(call: Dialogue, wanted: Wanted, stack: contextlib.ExitStack) -> Had:
     """Enter the lock of the entry into ``stack`` when the entry is there."""
     wanted.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    publish.sweep(wanted.path.parent)
     was_there = True
     for _ in range(_ROUNDS):
         with contextlib.ExitStack() as attempt:
@@ -109,6 +111,8 @@ def _found(wanted: Wanted) -> tuple[Entry, Record] | None:
     if record is None:
         return None
     entry.mark_used()
+    if os.path.lexists(entry.journal):
+        entry.give_up()  # nobody fills while we have the lock: that one was killed
     return entry, record
 
 

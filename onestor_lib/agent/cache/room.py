@@ -154,9 +154,17 @@ def _measure(entry: Entry) -> _Stored:
 
 
 def _sweep(stored: list[_Stored], own: Entry | None, limits: Limits, say: Say) -> list[_Stored]:
-    """Remove what fills that nobody repeats have left (known failure B15); the others."""
+    """Remove what fills that nobody repeats have left (known failure B15); the others.
+
+    And at once what an interrupted eviction has left (B13).
+    """
     kept = []
     for each in stored:
+        if each.entry.is_remainder():
+            with locks.exclusive_now(each.entry.lock, purpose="sweep") as free:
+                if free and each.entry.is_remainder():
+                    each.entry.drop()
+                    continue
         journal = each.entry.journal if each.entry.journal.exists() else each.entry.sidecar
         idle = time.time() - entries.last_used(journal)
         is_own = own is not None and own.path == each.entry.path
