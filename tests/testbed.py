@@ -126,11 +126,12 @@ class Testbed:
     def files(self, node: Node, below: str = DATASTORES) -> dict[str, int]:
         """Every file below a directory of a node, dot files included, with its size in bytes."""
         root = node.path(below)
-        return {
-            str(path.relative_to(root)): path.lstat().st_size
-            for path in sorted(root.rglob("*"))
-            if path.is_symlink() or not path.is_dir()
-        }
+        found = {}
+        for path in sorted(root.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # a running action has removed it
+                if path.is_symlink() or not path.is_dir():
+                    found[str(path.relative_to(root))] = path.lstat().st_size
+        return found
 
     def leftovers(self) -> list[str]:
         """Temporaries anywhere, and processes of onestor that have no business any more."""

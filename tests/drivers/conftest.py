@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import json
+import os
+import re
+import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 
+from onestor_lib.agent import crashpoints
 from tests.cluster import Node
-from tests.testbed import Testbed, running_testbed
+from tests.oned import objects
+from tests.oned.mads import Transfer, TransferMad
+from tests.oned.objects import Image, Vm
+from tests.oned.reply import Reply
+from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed, running_testbed
 
 SOURCES = "/var/tmp"
 
 
 @pytest.fixture(scope="session")
 def running_bed() -> Iterator[Testbed]:
-    with running_testbed(hosts=2) as bed:
+    with running_testbed(hosts=3) as bed:
         make_sources(bed.frontend)
         yield bed
 
@@ -60,9 +73,189 @@ def digest(node: Node, path: str) -> str:
 
 
 def same_content(bed: Testbed, host: Node, disk: str, image_format: str, source: str) -> bool:
-    """Whether a guest sees in ``disk`` on ``host`` what is in ``source`` on the front-end."""
+    """Whether a guest sees in ``disk`` on ``host`` what is in ``source`` on the front-end.
+
+    Looked at on the host, where an overlay finds its base.
+    """
     copy = f"{SOURCES}/compare"
-    bed.frontend.write(copy, host.read(disk))
+    argv = ["cp", "--sparse=always", str(bed.frontend.path(source)), str(host.path(copy))]
+    subprocess.run(argv, check=True)
+    host.path(copy).chmod(0o644)
     source_format = "qcow2" if source.endswith("qcow2") else "raw"
-    argv = ["qemu-img", "compare", "-f", source_format, "-F", image_format, source, copy]
-    return bed.frontend.run(argv, check=False).returncode == 0
+    argv = ["qemu-img", "compare", "-U", "-f", source_format, "-F", image_format, copy, disk]
+    return host.run(argv, check=False).returncode == 0
+
+
+def vm_files(bed: Testbed, host: Node) -> dict[str, int]:
+    """The files of a host with their sizes, but for those of its cache."""
+    return {name: size for name, size in bed.files(host).items() if name.startswith("102/")}
+
+
+def cached_names(bed: Testbed, node: Node) -> set[str]:
+    """The images in the cache of a node; lost+found and the like are none."""
+    return {
+        os.path.basename(name)
+        for name in bed.files(node)
+        if name.partition("/")[0] in ("101", "104") and "/." not in name
+    }
+
+
+def unfinished(bed: Testbed) -> list[str]:
+    """What interrupted fills have left, on any machine."""
+    return [
+        f"{node.name}:{name}"
+        for node in bed.cluster.nodes
+        for name in bed.files(node)
+        if ".part" in name or name.endswith(".fill")
+    ]
+
+
+# The cache: what tests set, start, hold and count.
+
+
+def configure_system(bed: Testbed, **attributes: str) -> None:
+    """Set attributes in the system datastore's template; "" removes one."""
+    for name, value in attributes.items():
+        bed.system.template[name] = value
+        if not value:
+            del bed.system.template[name]
+    bed.cloud.save(bed.system)
+
+
+def entry_of(image: Image) -> str:
+    """Where an image lies in every cache: the path it has in its datastore."""
+    return image.source.replace("//", "/")
+
+
+def companion(image: Image, kind: str) -> str:
+    """The path of what lies beside the entry: its "sidecar" or "lock", the origin's "manifest"."""
+    directory, name = os.path.split(entry_of(image))
+    return f"{directory}/.{name}.{kind}"
+
+
+@dataclass
+class Clone:
+    """A clone at work; it is killed like any action."""
+
+    vm: Vm
+    host: Node
+    line: str
+    call: Transfer
+
+    def wait(self) -> Reply:
+        return self.call.wait()
+
+
+def start_clone(
+    bed: Testbed, image: Image, host: Node, *, crash_at: str = "", **attributes: str
+) -> Clone:
+    """Start the clone of a new VM; ``crash_at`` is for this action alone."""
+    vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, **attributes)])
+    bed.cloud.place(vm, host.name, bed.system)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
+    source = f"fe:{image.source}"
+    target = f"{host.name}:{bed.disk_path(vm)}"
+    line = f"CLONE onestor {source} {target} {vm.id} {image.datastore_id}"
+    mad = TransferMad(bed.frontend, bed.cloud.version)
+    mad.environment.update({crashpoints.VARIABLE: crash_at} if crash_at else {})
+    return Clone(vm, host, line, mad.start_line(line))
+
+
+def clone(bed: Testbed, image: Image, host: Node, **attributes: str) -> Vm:
+    """A VM with a disk of ``image``; that must succeed."""
+    vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, **attributes)])
+    reply = bed.oned.instantiate(vm, host.name, bed.system)
+    assert reply.success, reply.error
+    return vm
+
+
+def forget_log(bed: Testbed) -> None:
+    """What the log says from now on is what is asked about."""
+    bed.frontend.write(LOG, "")
+
+
+def warnings(bed: Testbed) -> list[str]:
+    return re.findall(r" WARN (.*)", bed.log())
+
+
+class Sent(NamedTuple):
+    """A transfer that has succeeded."""
+
+    bytes: int
+    path: str
+    source: str
+    target: str
+
+
+def transfers(bed: Testbed) -> list[Sent]:
+    """What the log says has crossed a link."""
+    pattern = r"sent (\d+) bytes of (\S+) from (\S+) to (\S+) in"
+    return [Sent(int(found[0]), *found[1:]) for found in re.findall(pattern, bed.log())]
+
+
+def ways(bed: Testbed) -> list[tuple[str, str]]:
+    return [(each.source, each.target) for each in transfers(bed)]
+
+
+@contextlib.contextmanager
+def lock_held(node: Node, path: str, mode: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Somebody else holds a lock of a node: flock(2) knows no namespaces."""
+    if not node.exists(path):
+        node.write(path, "")
+    with node.path(path).open("r+b") as file:
+        fcntl.flock(file, mode)
+        yield
+
+
+@contextlib.contextmanager
+def program_before(node: Node, name: str, script: str) -> Iterator[None]:
+    """Put a shell script before a program in a node's PATH."""
+    path = f"/usr/local/bin/{name}"
+    node.write(path, f"#!/bin/sh\n{script}\n", mode=0o755, owner="root")
+    try:
+        yield
+    finally:
+        node.run(["rm", path], user="root")
+
+
+_CALL = """
+import json, sys
+from onestor_lib.frontend import boundary
+from onestor_lib.frontend.services.hosts import Hosts
+
+def work(request):
+    host, operation, facts, rounds = sys.argv[1:]
+    for _ in range(int(rounds)):
+        with Hosts(request.settings, request.log).agent(host) as agent:
+            found = agent.call(operation, **json.loads(facts))
+    return json.dumps(found)
+
+sys.exit(boundary.run("tm", "try", sys.argv[1:], work))
+"""
+
+
+def agent_call_argv(host: Node, operation: str, rounds: int = 1, **facts: Any) -> list[str]:
+    """The command line that, on the front-end, makes a host's agent do something."""
+    return ["/usr/bin/python3", "-c", _CALL, host.name, operation, json.dumps(facts), str(rounds)]
+
+
+CALL_ENVIRONMENT = {**AGENT, "PYTHONPATH": REMOTES, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def agent_call(bed: Testbed, host: Node, operation: str, **facts: Any) -> dict[str, Any]:
+    """Make a host's agent do something that no action asks it for."""
+    argv = agent_call_argv(host, operation, **facts)
+    answer: dict[str, Any] = json.loads(bed.frontend.run(argv, env=CALL_ENVIRONMENT).stdout)
+    return answer
+
+
+def trim_facts(max_bytes: int) -> dict[str, Any]:
+    """What the operation ``cache.trim`` is told."""
+    limits = {
+        "max_bytes": max_bytes,
+        "max_used_percent": 90,
+        "min_age": 0.0,
+        "orphan_age": 86400.0,
+        "counted": "",
+    }
+    return {"root": DATASTORES, "limits": limits, "lock_timeout": 30.0}

@@ -5,17 +5,27 @@ The list of points is the list of tests (onestor_lib/agent/crashpoints.py).
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import wait_until
-from tests.drivers.conftest import SOURCES, digest, same_content
+from tests.cluster import Node, wait_until
+from tests.drivers.conftest import (
+    SOURCES,
+    cached_names,
+    digest,
+    same_content,
+    unfinished,
+    vm_files,
+)
+from tests.oned import objects
 from tests.oned.objects import Image, Vm
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.crash]
 
-RAW = f"{SOURCES}/raw.img"
+RAW, QCOW2 = f"{SOURCES}/raw.img", f"{SOURCES}/disk.qcow2"
 
 
 def persistent_image(bed: Testbed) -> Image:
@@ -39,31 +49,100 @@ def assert_whole_files(bed: Testbed, vm: Vm) -> None:
         assert host.read(f"{disk}.snap/0") == b"snapshot 0"
 
 
+def assert_whole_entry(bed: Testbed, node: Node, image: Image, source: str) -> None:
+    """The entry in a cache is complete or absent, whatever was killed."""
+    entry = image.source.replace("//", "/")
+    if node.exists(entry):
+        assert digest(node, entry) == digest(bed.frontend, source)
+
+
 def assert_died_there(bed: Testbed, point: str) -> None:
     assert bed.crashed_at(), "never a point that nobody passes"
     assert set(bed.crashed_at()) == {point}
 
 
+# A replica fills its cache as a host does: what is passed on the way through two caches.
+ON_THE_WAY = [
+    point
+    for point in crashpoints.names("tm.clone thin")
+    if point.startswith(("room.", "fill.", "send.", "receive.", "publish.created"))
+]
+
+
+def assert_repeat_cleans_up(bed: Testbed, vm: Vm) -> None:
+    """The repeat succeeds, and takes away what the killed one has left wherever it was at work."""
+    bed.environment()
+    reply = bed.oned.retry_prolog(vm)
+    assert reply.success, reply.error
+    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    assert unfinished(bed) == []
+
+
 @pytest.mark.parametrize("point", crashpoints.names("tm.clone"))
-def test_A3_A6_clone_after_a_crash(bed: Testbed, point: str) -> None:
-    vm = bed.vm(bed.image(RAW))
+def test_A3_A6_B13_clone_after_a_crash(bed: Testbed, point: str) -> None:
+    image = bed.image(RAW)
+    vm = bed.vm(image)
     crash(bed, point)
     bed.oned.instantiate(vm, "host01", bed.system)
     assert_died_there(bed, point)
     assert_whole_files(bed, vm)
-    bed.environment()
-    assert bed.oned.retry_prolog(vm).success
+    assert_whole_entry(bed, bed.hosts[0], image, RAW)
+    assert_repeat_cleans_up(bed, vm)
     assert digest(bed.hosts[0], bed.disk_path(vm)) == digest(bed.frontend, RAW)
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
-    names = set(bed.files(bed.hosts[0]))
+    name = os.path.basename(image.source)
     expected = {"disk.0", ".disk.0.lock", ".disk.0.record", "vm.xml", "ds.xml"}
-    assert names == {"102/.monitor", *(f"102/{vm.id}/{name}" for name in expected)}
+    assert set(bed.files(bed.hosts[0])) == {
+        "102/.monitor",
+        *(f"102/{vm.id}/{name}" for name in expected),
+        *(f"101/{entry}" for entry in (name, f".{name}.sidecar", f".{name}.lock")),
+        ".onestor-cache.lock",
+    }
+
+
+@pytest.mark.parametrize("point", crashpoints.names("tm.clone thin"))
+def test_A3_A6_C10_thin_clone_after_a_crash(bed: Testbed, point: str) -> None:
+    image = bed.image(QCOW2)
+    vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, SIZE="100")])
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    crash(bed, point)
+    bed.oned.instantiate(vm, "host01", bed.system)
+    assert_died_there(bed, point)
+    if host.exists(disk):
+        assert same_content(bed, host, disk, "qcow2", QCOW2)
+    assert_whole_entry(bed, host, image, QCOW2)
+    assert_repeat_cleans_up(bed, vm)
+    assert same_content(bed, host, disk, "qcow2", QCOW2)
+
+
+@pytest.mark.parametrize("point", ON_THE_WAY)
+def test_A3_A6_clone_by_way_of_the_replica_after_a_crash(bed: Testbed, point: str) -> None:
+    bed.system.template["REPLICA_HOST"] = "host03"
+    bed.cloud.save(bed.system)
+    image = bed.image(QCOW2)
+    vm = bed.vm(image)
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    crash(bed, point)
+    bed.oned.instantiate(vm, "host01", bed.system)
+    assert_died_there(bed, point)
+    if host.exists(disk):
+        assert same_content(bed, host, disk, "qcow2", QCOW2)
+    for node in (host, bed.hosts[2]):
+        assert_whole_entry(bed, node, image, QCOW2)
+    bed.environment()
+    if vm.lcm_state != objects.RUNNING:  # a replica that dies costs a warning, not the VM
+        assert bed.oned.retry_prolog(vm).success
+    assert same_content(bed, host, disk, "qcow2", QCOW2)
+    later = bed.vm(image)
+    assert bed.oned.instantiate(later, "host02", bed.system).success  # uses the replica again
+    assert same_content(bed, bed.hosts[1], bed.disk_path(later), "qcow2", QCOW2)
+    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    assert unfinished(bed) == []
 
 
 @pytest.mark.parametrize("point", crashpoints.names("tm.clone"))
 def test_C3_A6_clone_with_all_steps_after_a_crash(bed: Testbed, point: str) -> None:
     """qcow2, grown, SPARSE=NO, and an unknown file in the disk's place."""
-    image = bed.image(f"{SOURCES}/disk.qcow2")
+    image = bed.image(QCOW2)
     vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, SIZE="100", SPARSE="NO")])
     host, disk = bed.hosts[0], bed.disk_path(vm)
     host.write(disk, "somebody's only copy")
@@ -73,12 +152,35 @@ def test_C3_A6_clone_with_all_steps_after_a_crash(bed: Testbed, point: str) -> N
     check = ["qemu-img", "check", "-q", "-f", "qcow2", disk]
     if host.exists(disk) and host.read(disk) != b"somebody's only copy":
         host.run(check)
-    bed.environment()
-    assert bed.oned.retry_prolog(vm).success
-    assert same_content(bed, host, disk, "qcow2", f"{SOURCES}/disk.qcow2")
+    assert_repeat_cleans_up(bed, vm)
+    assert same_content(bed, host, disk, "qcow2", QCOW2)
     unknown = [name for name in bed.files(host) if name.endswith(".unknown")]
     assert [host.read(f"{DATASTORES}/{name}") for name in unknown] == [b"somebody's only copy"]
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+
+
+@pytest.mark.parametrize("point", crashpoints.names("eviction"))
+def test_B13_clone_that_evicts_after_a_crash(bed: Testbed, point: str) -> None:
+    """What the kill has left of the old entry is a hit or a miss, and goes with the repeat."""
+    bed.system.template["HOST_CACHE_MAX_SIZE_MB"] = "6"
+    bed.cloud.save(bed.system)
+    host = bed.hosts[0]
+    old, new = bed.image(RAW), bed.image(QCOW2)
+    first = bed.vm(old)
+    assert bed.oned.instantiate(first, "host01", bed.system).success
+    assert cached_names(bed, host) == {os.path.basename(old.source)}
+    vm = bed.vm(new)
+    crash(bed, point)
+    bed.oned.instantiate(vm, "host01", bed.system)
+    assert_died_there(bed, point)
+    assert digest(host, bed.disk_path(first)) == digest(bed.frontend, RAW)
+    assert_repeat_cleans_up(bed, vm)
+    assert same_content(bed, host, bed.disk_path(vm), "qcow2", QCOW2)
+    assert cached_names(bed, host) == {os.path.basename(new.source)}
+    kept = [name for name in bed.files(host) if os.path.basename(old.source) in name]
+    assert [name for name in kept if not name.endswith(".lock")] == []
+    again = bed.vm(old)
+    assert bed.oned.instantiate(again, "host01", bed.system).success
+    assert digest(host, bed.disk_path(again)) == digest(bed.frontend, RAW)
 
 
 @pytest.mark.parametrize("point", crashpoints.names("tm.ln"))
@@ -121,7 +223,7 @@ def test_K18_delete_after_a_crash(bed: Testbed, point: str) -> None:
     assert_whole_files(bed, vm)
     bed.environment()
     assert bed.oned.terminate(vm).success
-    assert bed.files(bed.hosts[0]) == {"102/.monitor": 8}
+    assert vm_files(bed, bed.hosts[0]) == {"102/.monitor": 8}
 
 
 @pytest.mark.parametrize("point", crashpoints.names("datastore.rm"))

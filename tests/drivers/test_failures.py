@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import SOURCES, digest
+from tests.drivers.conftest import SOURCES, cached_names, digest, vm_files
 from tests.oned import objects
 from tests.oned.mads import PATH
 from tests.oned.oned import RequestFailed
@@ -263,13 +263,14 @@ def test_K7_K8_network_cut_in_the_middle_of_a_transfer(bed: Testbed) -> None:
     assert "host01" in reply.error
     host.heal()
     wait_until(lambda: bed.leftovers() == [], "the host has cleaned up", timeout=90)
-    assert bed.files(host) == {}
+    assert vm_files(bed, host) == {}
+    assert cached_names(bed, host) == set()
 
 
 def temporary_bytes(host: Node) -> int:
-    """Blocks that temporaries have got so far, in bytes."""
+    """Blocks that unfinished files have got so far, in bytes."""
     root = host.path(DATASTORES)
-    return sum(path.stat().st_blocks * 512 for path in root.rglob("*.tmp"))
+    return sum(path.stat().st_blocks * 512 for path in root.rglob("*.part"))
 
 
 @pytest.mark.parametrize("check", ["YES", "NO"])
@@ -282,7 +283,7 @@ def test_C1_C8_system_datastore_full(bed: Testbed, check: str) -> None:
         vm = bed.vm(image)
         reply = bed.oned.instantiate(vm, "host01", bed.system)
         assert not reply.success
-        left = [name for name in bed.files(host) if "lost+found" not in name]
+        left = [*vm_files(bed, host), *cached_names(bed, host)]
     finally:
         host.unmount_datastores()
     expected = "MB needed" if check == "YES" else "No space left on device"
@@ -340,7 +341,7 @@ def test_C2_C6_K1_each_qemu_img_step_that_fails_is_the_one_that_is_named(
     step = {"info": "inspect disk", "resize": "resize disk", "convert": "allocate disk"}[command]
     assert reply.error.startswith(step)
     assert "planted failure" in reply.error  # K6
-    assert bed.files(bed.hosts[0]) == {}
+    assert vm_files(bed, bed.hosts[0]) == {}
 
 
 def test_K12_missing_tool_is_named(bed: Testbed) -> None:
@@ -428,13 +429,6 @@ def test_J3_bad_attribute_in_a_template(bed: Testbed) -> None:
     assert "SPARSE of disk.0 of VM" in reply.error
 
 
-def test_bridge_list_is_refused_not_ignored(bed: Testbed) -> None:
-    image = bed.image(SMALL)
-    bed.images.template["BRIDGE_LIST"] = "host02"
-    bed.cloud.save(bed.images)
-    assert "BRIDGE_LIST" in bed.oned.instantiate(bed.vm(image), "host01", bed.system).error
-
-
 def test_oned_6_0_gets_the_message_between_markers(bed: Testbed) -> None:
     bed.use_version("6.0.0")
     image = bed.image(SMALL)
@@ -466,7 +460,8 @@ def check_interrupted(bed: Testbed, signum: int) -> None:
     assert not call.wait().success
     host.unlimit_rate()
     wait_until(lambda: bed.leftovers() == [], "everybody has cleaned up", timeout=10)
-    assert bed.files(host) == {}
+    assert vm_files(bed, host) == {}
+    assert cached_names(bed, host) == set()
     assert bed.oned.retry_prolog(vm).success
     assert digest(host, bed.disk_path(vm)) == digest(bed.frontend, BIG)
 
@@ -498,4 +493,4 @@ def test_K15_sigterm_at_a_random_moment(bed: Testbed, seed: int) -> None:
             disk = bed.disk_path(vm)
             argv = ["qemu-img", "info", "-f", "raw", "--output=json", disk]
             assert f'"virtual-size": {100 << 20}' in bed.hosts[0].run(argv).stdout
-    assert bed.files(bed.hosts[0]) == {"102/.monitor": 8}
+    assert vm_files(bed, bed.hosts[0]) == {"102/.monitor": 8}

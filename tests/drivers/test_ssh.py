@@ -200,7 +200,9 @@ def test_K7_a_host_that_accepts_and_says_nothing(bed: Testbed) -> None:
 
 
 def test_C12_the_hop_that_fails_is_named_with_both_ends(bed: Testbed) -> None:
-    bed.configure("SSH_OPTS='-oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=yes'\n")
+    bed.configure(
+        "REPLICA_SSH_FE_OPTS='-oUserKnownHostsFile=/dev/null -oStrictHostKeyChecking=yes'\n"
+    )
     vm = bed.vm(bed.image(SMALL))
     reply = bed.oned.instantiate(vm, "host01", bed.system)
     assert "from fe to host01" in reply.error
