@@ -45,6 +45,8 @@ class Supply:
         self.is_replica = host in configured  # the host itself is the one that others ask
         ours = [] if self.is_replica or not use_replica else configured
         self._replicas = [name for name in ours if not self._is_origin(name)]
+        if self._replicas:
+            limits(hosts.settings, "REPLICA")  # a bad value is an error, not a replica's failure
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Do what an agent asks for: bring ``content``, or tell which images are ``gone``."""
