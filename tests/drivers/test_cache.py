@@ -204,8 +204,7 @@ def part_bytes(node: Node) -> int:
 # Hits, and what counts as one
 
 
-@pytest.mark.parametrize("source", [QCOW2, BIG])
-@pytest.mark.parametrize("replica", ["", "host03"])
+@pytest.mark.parametrize(("source", "replica"), [(QCOW2, "host03"), (BIG, "")])
 def test_A17_A23_C10_a_warm_host_needs_nobody(bed: Testbed, source: str, replica: str) -> None:
     configure_system(bed, REPLICA_HOST=replica)
     host, other = bed.hosts[0], bed.hosts[2]
@@ -265,8 +264,7 @@ def test_A16_a_hit_on_a_huge_sparse_raw_image(bed: Testbed) -> None:
     assert facts.st_blocks * 512 < 3 * MB
 
 
-@pytest.mark.parametrize("bridge", ["", "host03"])
-@pytest.mark.parametrize("replica", ["", "host02"])
+@pytest.mark.parametrize(("replica", "bridge"), [("host02", ""), ("host02", "host03")])
 def test_A10_A11_A12_A13_other_content_of_the_same_size_and_age_is_noticed(
     bed: Testbed, replica: str, bridge: str
 ) -> None:
@@ -292,8 +290,10 @@ def bridged(bed: Testbed, image: Image, bridge: Node, *hosts: str) -> Node:
     return bridge
 
 
-@pytest.mark.parametrize("damage", ["gone", "empty", "short"])
-@pytest.mark.parametrize("where", ["host01", "host03"])
+@pytest.mark.parametrize(
+    ("where", "damage"),
+    [("host01", "gone"), ("host01", "empty"), ("host01", "short"), ("host03", "short")],
+)
 def test_A7_an_entry_whose_file_is_not_what_was_recorded(
     bed: Testbed, where: str, damage: str
 ) -> None:
@@ -313,8 +313,10 @@ def test_A7_an_entry_whose_file_is_not_what_was_recorded(
     assert digest(node, entry_of(image)) == digest(bed.frontend, QCOW2)
 
 
-@pytest.mark.parametrize("text", [b"", b'{"version": {"si', b"\xff" * 600])
-@pytest.mark.parametrize("where", ["origin", "cache", "both"])
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [("origin", b""), ("cache", b'{"version": {"si'), ("both", b""), ("both", b"\xff" * 600)],
+)
 def test_A9_damaged_records_are_a_miss_and_are_repaired(
     bed: Testbed, where: str, text: bytes
 ) -> None:
@@ -357,9 +359,9 @@ def test_A14_A20_the_image_alone_comes_and_keeps_its_holes(bed: Testbed) -> None
     assert bed.hosts[0].path(bed.disk_path(vm)).stat().st_blocks * 512 <= 1.05 * blocks + 65536
 
 
-@pytest.mark.parametrize("source", [RAW, QCOW2])
-def test_A11_A15_persistent_images_go_past_every_cache(bed: Testbed, source: str) -> None:
+def test_A11_A15_persistent_images_go_past_every_cache(bed: Testbed) -> None:
     """With all their snapshots, as they are now, however often."""
+    source = QCOW2
     configure_system(bed, REPLICA_HOST="host03")
     host, replica = bed.hosts[0], bed.hosts[2]
     image = bed.image(source, persistent=True)
@@ -450,8 +452,9 @@ def test_C10_a_vm_on_the_front_end_leaves_the_image_alone(bed: Testbed) -> None:
     assert bed.frontend.exists(entry_of(image))
 
 
-@pytest.mark.parametrize("action", ["clone", "ln"])
-@pytest.mark.parametrize("replica", ["", "host03"])
+@pytest.mark.parametrize(
+    ("action", "replica"), [("clone", ""), ("clone", "host03"), ("ln", "host03")]
+)
 def test_C11_the_second_bridge_host_when_the_first_is_down(
     bed: Testbed, action: str, replica: str
 ) -> None:

@@ -199,8 +199,7 @@ def test_A18_the_next_replica_of_the_list(bed: Testbed) -> None:
 # The host's own cache in trouble
 
 
-@pytest.mark.parametrize("source", [QCOW2, BIG])
-@pytest.mark.parametrize("replica", ["", "host03"])
+@pytest.mark.parametrize(("source", "replica"), [(QCOW2, ""), (BIG, "host03")])
 @pytest.mark.parametrize("trouble", HOST_TROUBLES)
 def test_A18_A24_B6_a_cache_of_the_host_in_trouble_costs_one_warning(
     bed: Testbed, trouble: str, source: str, replica: str
