@@ -11,26 +11,25 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import stat
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from onestor_lib.agent.errors import NotAllowed
-
 _NS = 1_000_000_000
 _LONGEST = 60 * _NS  # a turn farther away than that is a leftover of another boot's clock
+_PATIENCE, _PAUSE = 5.0, 0.001  # seconds
 _BURST = _NS // 20  # what was not used for so long may be caught up with
 
 
 class Limit:
     """Keeps the rate of ``bytes_per_second`` on the link to ``receiver``."""
 
-    def __init__(self, receiver: str, bytes_per_second: int, directory: Path | None = None) -> None:
+    def __init__(self, receiver: str, bytes_per_second: int, datastores: Path) -> None:
+        """The link's file lies in ``datastores``, where only the drivers' user can write."""
         self._rate = bytes_per_second
         name = hashlib.sha256(receiver.encode("utf-8")).hexdigest()[:32]
-        self._path = _own_directory(directory or Path("/var/tmp")) / f"link-{name}"
+        self._path = datastores / f".onestor-link-{name}"
 
     def wait(self, count: int, on_pause: Callable[[], None]) -> None:
         """Return when ``count`` bytes may be sent; ``on_pause`` is called once a second."""
@@ -43,7 +42,7 @@ class Limit:
         """The start (CLOCK_MONOTONIC, ns) of the next free span of ``duration`` ns, now ours."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)  # held for microseconds by whoever has it
+            _lock(fd)
             now = time.monotonic_ns()
             free = now
             with contextlib.suppress(struct.error):
@@ -57,12 +56,11 @@ class Limit:
         return start
 
 
-def _own_directory(parent: Path) -> Path:
-    """A directory that only this user can write to; ``parent`` is open to everybody."""
-    path = parent / f"onestor-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    facts = path.lstat()
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
-        raise NotAllowed("limit the bandwidth", "not a directory of ours alone", path=str(path))
-    return path
+def _lock(fd: int) -> None:
+    """Lock the link's file, which is held for microseconds; without it when that is not so."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE)

@@ -91,6 +91,7 @@ class AgentClient:
         self._buffer = bytearray()
         # Messages and signs of life are sent by two threads. Whoever holds the lock while _quiet is
         # not set may write; behind that there is a raw stream, or a descriptor that is closed.
+        self._is_asked = False
         self._sending = threading.Lock()
         self._quiet = threading.Event()
 
@@ -131,10 +132,20 @@ class AgentClient:
             if on_ask is None:
                 raise errors.ProgrammerError(operation, f"nobody answers {message['ask']!r}")
             try:
-                self._message({"answer": on_ask(message)})
+                self._is_asked = True
+                try:
+                    answer = on_ask(message)
+                finally:
+                    self._is_asked = False
+                self._message({"answer": answer})
             except errors.OnestorError as error:
                 self._message({"refusal": errors.to_json(error)})
                 # The agent gives the refusal back as its error, after it has cleaned up.
+
+    def tell_progress(self) -> None:
+        """If the agent waits for an answer: tell it that the work on that goes on."""
+        if self._is_asked:
+            self._message({"progress": True})
 
     def stream(self, operation: str, **arguments: Any) -> AgentClient:
         """Ask for an operation that goes on in raw bytes: the last one of this connection.
@@ -225,6 +236,8 @@ class AgentClient:
         """Send ``data``; if it is the ``last`` message no sign of life follows it either."""
         try:
             with self._sending:
+                if self._quiet.is_set():
+                    raise BrokenPipeError  # closed, or the place of raw bytes now
                 self._stream.send(data, channel.SILENCE)
                 if last:
                     self._quiet.set()

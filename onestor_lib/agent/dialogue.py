@@ -14,5 +14,8 @@ class Dialogue(Protocol):
     ) -> dict[str, Any]:
         """Let the other side do its part; its refusal is raised. See ``server.Call``."""
 
+    def progress(self, done: int, total: int) -> None:
+        """How many bytes of a long step are done; of 0 when only that it goes on."""
+
     def log(self, severity: str, text: str) -> None:
         """One line for the log of the VM or image."""

@@ -18,6 +18,7 @@ from onestor_lib.agent.errors import TransferFailed
 PAGE = 4096  # bytes
 _PAGE_OF_ZEROS = bytes(PAGE)
 
+_PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _NOT_HERE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
@@ -125,6 +126,29 @@ def write_data(fd: int, offset: int, block: bytes | bytearray) -> None:
     view = memoryview(block)
     for start, end in _data_pages(view):
         write_chunk(fd, offset + start, view[start:end])
+
+
+def clear(fd: int, offset: int, length: int) -> None:
+    """Let ``length`` bytes read as zeros, as a hole where the file system can make one."""
+    if not _punch(fd, offset, length):
+        write_chunk(fd, offset, bytes(length))
+
+
+def overwrite(fd: int, offset: int, block: bytes | bytearray) -> None:
+    """Write ``block`` over other data, as :func:`write_data` does where there is none."""
+    if _PAGE_OF_ZEROS in block and _punch(fd, offset, len(block)):
+        write_data(fd, offset, block)
+    else:
+        write_chunk(fd, offset, block)
+
+
+def _punch(fd: int, offset: int, length: int) -> bool:
+    """fallocate(2) with FALLOC_FL_PUNCH_HOLE, which the os module lacks; False where it fails."""
+    import ctypes  # takes milliseconds, and hardly any transfer needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (ctypes.c_int(fd), ctypes.c_int(_PUNCH), ctypes.c_int64(offset))
+    return bool(libc.fallocate64(*arguments, ctypes.c_int64(length)) == 0)
 
 
 def _data_pages(view: memoryview) -> Iterator[tuple[int, int]]:

@@ -14,14 +14,20 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onestor_lib.agent.errors import LockTimeout
 
 _PAUSE = 0.05  # seconds between two tries
+_TICK = 1.0  # seconds between two signs of progress of work that cannot give them itself
+_NOTE = 512  # bytes of a lock file that are read
+
+
+def _nothing() -> None:
+    """What nobody waits for."""
 
 
 class Held:
@@ -38,6 +44,23 @@ class Held:
         """Tell those who wait that the work goes on."""
         os.utime(self._fd)
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Tell of progress as long as the ``with`` block works on this machine's own files."""
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(_TICK):
+                self.progress()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def share(self, timeout: float) -> None:
         """Let others share the lock from now on.
 
@@ -47,27 +70,32 @@ class Held:
         _take(self._fd, self._path, fcntl.LOCK_SH, timeout)
 
     def _sign(self) -> None:
-        who = f"{socket.gethostname()} pid {os.getpid()}"
+        who = f"{os.uname().nodename} pid {os.getpid()}"
         note = f"{who}, {self._purpose} since {int(time.time())}\n"
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, note.encode("utf-8"), 0)
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, *, purpose: str, timeout: float) -> Iterator[Held]:
+def exclusive(
+    path: Path, *, purpose: str, timeout: float, on_progress: Callable[[], None] = _nothing
+) -> Iterator[Held]:
     """Hold the lock ``path`` for the ``with`` block; ``purpose`` is what others are told.
 
-    Raises :class:`LockTimeout` naming the holder after ``timeout`` seconds without progress of
-    the holder, and ``FileNotFoundError`` when the directory is gone.
+    ``on_progress`` is called when the holder we wait for makes progress. Raises
+    :class:`LockTimeout` naming the holder after ``timeout`` seconds without progress of it, and
+    ``FileNotFoundError`` when the directory is gone.
     """
-    with _locked(path, fcntl.LOCK_EX, timeout) as fd:
+    with _locked(path, fcntl.LOCK_EX, timeout, on_progress) as fd:
         yield Held(fd, path, purpose)
 
 
 @contextlib.contextmanager
-def shared(path: Path, *, purpose: str, timeout: float) -> Iterator[Held]:
+def shared(
+    path: Path, *, purpose: str, timeout: float, on_progress: Callable[[], None] = _nothing
+) -> Iterator[Held]:
     """As :func:`exclusive`, together with others who share the lock."""
-    with _locked(path, fcntl.LOCK_SH, timeout) as fd:
+    with _locked(path, fcntl.LOCK_SH, timeout, on_progress) as fd:
         yield Held(fd, path, purpose, is_shared=True)
 
 
@@ -77,7 +105,7 @@ def exclusive_now(path: Path, *, purpose: str) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(exclusive(path, purpose=purpose, timeout=0))
-        except LockTimeout:
+        except (LockTimeout, OSError):  # one we may not even open is not ours to take
             yield False
             return
         yield True
@@ -89,6 +117,8 @@ def is_held(path: Path) -> bool:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True  # nobody can tell
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -104,7 +134,11 @@ def become_writer(fd: int, path: Path, timeout: float) -> None:
     A writer whose action has ended may need a while to notice; one that comes late finds that
     the file has another name. Raises :class:`LockTimeout` and ``FileNotFoundError``.
     """
-    _take(fd, path, fcntl.LOCK_EX, timeout)
+    try:
+        _take(fd, path, fcntl.LOCK_EX, timeout)
+    except LockTimeout as error:
+        cause = f"an earlier transfer has not ended after {timeout:.0f} s"
+        raise LockTimeout("write", cause, path=str(path)) from error
     if not _same_file(fd, path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
@@ -112,7 +146,8 @@ def become_writer(fd: int, path: Path, timeout: float) -> None:
 def holder(path: Path) -> str:
     """What the lock file says of its holder, present or past."""
     with contextlib.suppress(OSError):
-        note = path.read_text(encoding="utf-8", errors="replace").strip()
+        with path.open("rb") as file:
+            note = file.read(_NOTE).decode("utf-8", "replace").strip()
         who, _, since = note.rpartition(" since ")
         if since.isdigit():
             return f"{who} for {max(0, int(time.time()) - int(since))} s"
@@ -120,11 +155,13 @@ def holder(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, mode: int, timeout: float) -> Iterator[int]:
+def _locked(
+    path: Path, mode: int, timeout: float, on_progress: Callable[[], None]
+) -> Iterator[int]:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            _take(fd, path, mode, timeout)
+            _take(fd, path, mode, timeout, on_progress)
             if _same_file(fd, path):
                 break
         except BaseException:
@@ -137,7 +174,9 @@ def _locked(path: Path, mode: int, timeout: float) -> Iterator[int]:
         os.close(fd)  # ends the flock
 
 
-def _take(fd: int, path: Path, mode: int, timeout: float) -> None:
+def _take(
+    fd: int, path: Path, mode: int, timeout: float, on_progress: Callable[[], None] = _nothing
+) -> None:
     seen = os.fstat(fd).st_mtime_ns
     deadline = time.monotonic() + timeout
     while True:
@@ -153,6 +192,7 @@ def _take(fd: int, path: Path, mode: int, timeout: float) -> None:
             return  # nobody will find it under this name any more
         if (now := os.fstat(fd).st_mtime_ns) != seen:
             seen, deadline = now, time.monotonic() + timeout
+            on_progress()
         if time.monotonic() >= deadline:
             cause = f"still held by {holder(path)} after {timeout:.0f} s"
             raise LockTimeout("wait for the lock", cause, path=str(path))

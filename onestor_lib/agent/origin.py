@@ -13,12 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import extents
+from onestor_lib.agent import extents, transfer
 from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache import record
-from onestor_lib.agent.cache.record import Record, Version
+from onestor_lib.agent.cache.record import Record
 from onestor_lib.agent.chunks import CHUNK, Manifest
-from onestor_lib.agent.errors import InvalidInput, Missing, TransferFailed, from_os_error
+from onestor_lib.agent.errors import (
+    InvalidInput,
+    Missing,
+    OnestorError,
+    TransferFailed,
+    from_os_error,
+)
+from onestor_lib.agent.version import Version
 
 
 class Origin:
@@ -34,8 +41,28 @@ class Origin:
         except OSError as error:
             raise from_os_error("read image", error, path=str(path)) from error
         if wanted not in (None, self.version):
-            cause = "the image was changed since the action began"
-            raise TransferFailed("read image", cause, path=str(path))
+            raise TransferFailed("read image", transfer.CHANGED, path=str(path))
+
+    def require(self, fd: int) -> None:
+        """Raise :class:`TransferFailed` unless ``fd`` is open on this version."""
+        if Version.of(os.fstat(fd)) != self.version:
+            raise TransferFailed("read image", transfer.CHANGED, path=str(self.path))
+
+    def differs_from(self, manifest: Manifest) -> bool:
+        """Whether reading the image anew gives other digests."""
+        fd = transfer.open_source(self.path)
+        try:
+            return transfer.digests_of(fd, self.version.size).digest() != manifest.digest()
+        finally:
+            os.close(fd)
+
+    def damaged(self) -> OnestorError:
+        """The error for content that is not what the manifest says."""
+        cause = (
+            "it differs from what it was when its digests were taken; if the change is wanted,"
+            f" remove {manifest_path(self.path)}"
+        )
+        return OnestorError("read image", cause, path=str(self.path))
 
     def manifest(self) -> Manifest | None:
         """The manifest of this version; None when there is none."""

@@ -77,6 +77,14 @@ class Temporary:
             return  # the sweep takes it; what went wrong first is what matters
         _unfinished.discard(self.path)
 
+    def renew(self) -> None:
+        """Go on under a new name, which nobody knows who knew the old one."""
+        path = self.path.with_name(temporary_name(self.final.name))
+        _unfinished.add(path)
+        self.path.rename(path)
+        _unfinished.discard(self.path)
+        self.path = path
+
     def become_link(self, other: Path) -> bool:
         """Be another name of the file ``other`` instead; False where that is not possible."""
         link = self.path.with_name(temporary_name(self.final.name))

@@ -8,16 +8,27 @@ busy at the same time; whatever goes wrong with that, the image comes over the f
 from __future__ import annotations
 
 import contextlib
-import socket
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onestor_lib.agent import client, transfer
 from onestor_lib.agent.chunks import Manifest
 from onestor_lib.agent.dialogue import Dialogue
 from onestor_lib.agent.errors import HostUnreachable, OnestorError, TransferFailed
+
+_PATIENCE = 5.0  # seconds for a follower to end
+SENDING = "send"  # the step of errors that the replica has met while it was sending
+
+
+class Fetched(NamedTuple):
+    """What has come: its manifest, how many bytes crossed, and ``Receiver.written()``."""
+
+    manifest: Manifest
+    received: int
+    written: dict[str, int]
 
 
 class Replica:
@@ -39,12 +50,12 @@ class Replica:
         self._call, self._argv, self._host = call, argv, host
         self._image, self._marker, self._sending = image, marker, sending
 
-    def fetch(self, temporary: Path, *, reuse: bool, progress: Path | None) -> tuple[Manifest, int]:
-        """Fetch the image into the existing file ``temporary``; its manifest, and bytes received.
+    def fetch(self, temporary: Path, *, reuse: bool, progress: Path | None) -> Fetched:
+        """Fetch the image into the existing file ``temporary``.
 
-        When what arrives is not what the replica has recorded, its entry is checked; a damaged one
-        is dropped, filled anew and fetched again. Raises :class:`TransferFailed`,
-        :class:`HostUnreachable` and what the replica has met.
+        When what arrives is not what the replica has recorded, or it cannot read its entry, that
+        is checked; a damaged one is dropped, filled anew and fetched again. Raises
+        :class:`TransferFailed`, :class:`HostUnreachable` and what the replica has met.
         """
 
         def receiver(reuse: bool) -> transfer.Receiver:
@@ -55,45 +66,52 @@ class Replica:
                 reuse=reuse,
                 host=self._host,
                 progress=progress,
+                on_progress=self._call.progress,
             )
 
         try:
             return self._fetch(receiver, reuse)
-        except TransferFailed as error:
-            if error.cause != transfer.DIFFERENT or not (wrong := self._verify()):
+        except OnestorError as error:
+            is_doubtful = error.cause == transfer.DIFFERENT or error.step == SENDING
+            if not is_doubtful or not (wrong := self._verify()):
                 raise
         path = self._image["path"]
         self._call.log("WARN", f"the entry of {path} on {self._host} was dropped: {wrong}")
         return self._fetch(receiver, True)
 
-    def _fetch(
-        self, receiver: Callable[[bool], transfer.Receiver], reuse: bool
-    ) -> tuple[Manifest, int]:
+    def _fetch(self, receiver: Callable[[bool], transfer.Receiver], reuse: bool) -> Fetched:
         with self._agent() as replica:
-            arguments = {"receiver": socket.gethostname(), **self._sending}
+            arguments = {"receiver": os.uname().nodename, **self._sending}
             follower = _Follower(
                 self._agent, lambda: receiver(reuse), self._image, arguments, self._call.log
             )
             with follower:
                 held = replica.call(
                     "cache.hold",
-                    on_ask=lambda question: self._pass_on(question, follower),
+                    on_ask=lambda question: self._pass_on(question, replica, follower),
                     image=self._image,
                     marker=self._marker,
                 )
-                found = follower.result(str(held["digest"]))
+                digest = str(held["digest"])
+                found = follower.result(digest)
             if found:
-                return found, follower.received
+                return found
             with receiver(reuse or follower.has_begun) as rest:
-                found = rest.receive(replica.stream("cache.read", **arguments))
-        return found, follower.received + rest.received
+                manifest = rest.receive(replica.stream("cache.read", **arguments))
+                if manifest.digest() != digest:
+                    path = str(self._image["path"])
+                    raise TransferFailed(SENDING, transfer.DIFFERENT, host=self._host, path=path)
+                return Fetched(manifest, follower.received + rest.received, rest.written())
 
-    def _pass_on(self, question: dict[str, Any], follower: _Follower) -> dict[str, Any]:
+    def _pass_on(
+        self, question: dict[str, Any], replica: client.AgentClient, follower: _Follower
+    ) -> dict[str, Any]:
         """Let the front-end answer a question of the replica; a fill there is followed."""
         facts = {name: value for name, value in question.items() if name != "ask"}
         if question["ask"] == "content":
             follower.follow(str(facts["temporary"]), str(facts["manifest"]))
-        return self._call.ask(str(question["ask"]), **{**facts, "host": self._host})
+        facts["host"] = self._host
+        return self._call.ask(str(question["ask"]), meanwhile=replica.tell_progress, **facts)
 
     def _verify(self) -> str:
         timeout = self._image["lock_timeout"]
@@ -105,7 +123,9 @@ class Replica:
     def _agent(self) -> Iterator[client.AgentClient]:
         """An agent on the replica."""
         stream = client.ProcessStream(self._argv)
-        with client.AgentClient(stream, self._host, on_log=self._call.log) as agent:
+        with client.AgentClient(
+            stream, self._host, on_log=self._call.log, on_progress=self._call.progress
+        ) as agent:
             try:
                 agent.start(client.payload)
             except HostUnreachable as error:
@@ -135,7 +155,7 @@ class _Follower:
         }  # fmt: skip
         self._thread: threading.Thread | None = None
         self._connection: client.AgentClient | None = None
-        self._found: Manifest | None = None
+        self._found: Fetched | None = None
         self._ended = False
 
     @property
@@ -145,14 +165,16 @@ class _Follower:
     def follow(self, part: str, manifest: str) -> None:
         """Begin to follow the fill of ``part``, a file of the replica."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(part, manifest))
+            self._thread = threading.Thread(target=self._run, args=(part, manifest), daemon=True)
             self._thread.start()
 
-    def result(self, digest: str) -> Manifest | None:
+    def result(self, digest: str) -> Fetched | None:
         """What has come when the fill is complete, if it has that digest; else None."""
         if self._thread:
             self._thread.join()
-        return self._found if self._found and self._found.digest() == digest else None
+        if self._found and self._found.manifest.digest() == digest:
+            return self._found
+        return None
 
     def __enter__(self) -> _Follower:
         return self
@@ -162,7 +184,8 @@ class _Follower:
         if self._connection:
             self._connection.close()  # ends the thread's waiting
         if self._thread:
-            self._thread.join()
+            # It may be digesting. Whoever writes next waits for it (``locks.become_writer``).
+            self._thread.join(_PATIENCE)
 
     def _run(self, part: str, manifest: str) -> None:
         try:
@@ -180,6 +203,7 @@ class _Follower:
                     "cache.follow", part=part, manifest=manifest, **self._arguments
                 )
                 try:
-                    self._found = receiver.receive(pipe)
+                    found = receiver.receive(pipe)
+                    self._found = Fetched(found, receiver.received, receiver.written())
                 finally:
                     self.received = receiver.received

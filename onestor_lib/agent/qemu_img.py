@@ -57,19 +57,17 @@ def convert(
     allocate: bool,
     step: str,
     timeout: float,
-    cluster_size: int = 0,
+    options: Sequence[str] = (),
 ) -> None:
     """Write the content of ``source`` to ``target`` as a standalone image in another format.
 
-    ``allocate`` gives every byte of the guest's disk a block on the host's disk; ``cluster_size``
-    is that of a qcow2 target in bytes, 0 for qemu-img's default.
+    ``allocate`` gives every byte of the guest's disk a block on the host's disk; ``options``
+    are ``name=value`` pairs for a qcow2 target; of two for one name the last counts.
     """
-    wanted = ["preallocation=falloc"] if allocate else []
-    if cluster_size:
-        wanted.append(f"cluster_size={cluster_size}")
-    options = ["-o", ",".join(wanted)] if wanted else []
+    wanted = [*options, *(["preallocation=falloc"] if allocate else [])]
+    arguments = ["-o", ",".join(wanted)] if wanted else []
     if allocate:
-        options += ["-S", "0"]  # write zeros out instead of leaving holes
+        arguments += ["-S", "0"]  # write zeros out instead of leaving holes
     argv = [QEMU_IMG, "convert", "-q", "-f", source_format, "-O", target_format]
-    argv += [*options, str(source), str(target)]
+    argv += [*arguments, str(source), str(target)]
     process.run(argv, timeout=timeout, step=step).check(step, path=str(target))

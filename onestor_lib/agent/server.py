@@ -1,11 +1,11 @@
 """The agent's main loop: takes requests, runs operations, answers; ends with its connection.
 
 Messages to the agent: ``{"op": name, "args": {...}}``, and while an operation waits for the
-front-end's part, ``{"answer": {...}}`` or ``{"refusal": error}``. Messages from the agent:
-``{"agent": {...}}`` once, then ``{"log": [severity, text]}``, ``{"progress": [done, total]}``,
-``{"ask": question, ...}`` as they come, and ``{"result": ...}`` or ``{"error": {...}}`` last.
-A request with ``"stream": true`` is the last one; raw bytes follow in both directions, those of the
-agent behind ``{"stream": true}``.
+front-end's part, ``{"progress": true}`` now and then, ``{"answer": {...}}`` or
+``{"refusal": error}``. Messages from the agent: ``{"agent": {...}}`` once, then
+``{"log": [severity, text]}``, ``{"progress": [done, total]}``, ``{"ask": question, ...}`` as they
+come, and ``{"result": ...}`` or ``{"error": {...}}`` last. A request with ``"stream": true`` is
+the last one; raw bytes follow in both directions, those of the agent behind ``{"stream": true}``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import signal
 import sys
 import threading
@@ -42,7 +43,7 @@ class Call:
     ) -> dict[str, Any]:
         """Let the front-end do its part now; its refusal is raised here as the error it is.
 
-        ``meanwhile`` is called every few seconds until then.
+        ``meanwhile`` is called when the front-end says that there is progress.
         """
         self._server.writer.send({"ask": question, **facts})
         message = self._server.next_message(meanwhile)
@@ -98,15 +99,11 @@ class Server:
                 return  # what is left of the stream is no message
 
     def next_message(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
-        while True:
-            try:
-                message = self._messages.get(timeout=channel.PULSE)
-                break
-            except queue.Empty:
-                meanwhile()
-        if message is None:
-            raise errors.Terminated
-        return message
+        while (message := self._messages.get()) is not None:
+            if "progress" not in message:
+                return message
+            meanwhile()
+        raise errors.Terminated
 
     def _handle(self, message: dict[str, Any]) -> dict[str, Any]:
         name = str(message.get("op"))
@@ -133,7 +130,9 @@ class Server:
                 message = channel.parse(line)
                 self._messages.put(message)
                 if message.get("stream"):
-                    return  # from here on the operation itself reads, and notices the end
+                    break  # from here on the operation itself reads
+            _wait_for_hang_up(0)
+            raise EOFError
         except (EOFError, TimeoutError, OSError, errors.OnestorError):
             self._messages.put(None)
             if self._busy:
@@ -147,6 +146,14 @@ class Server:
                 self.writer.pulse()
             except OSError:
                 return
+
+
+def _wait_for_hang_up(fd: int) -> None:
+    """Return when the other side has closed the connection, read or not."""
+    end = select.poll()
+    end.register(fd, 0)  # errors and hang-ups are always told (poll(2))
+    while not end.poll():
+        pass
 
 
 def main(settings: dict[str, str], payload: bytes) -> None:

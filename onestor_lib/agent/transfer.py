@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
-import socket
 import struct
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from onestor_lib.agent import chunks, client, crashpoints, extents, frames, lock
 from onestor_lib.agent.bandwidth import Limit
 from onestor_lib.agent.chunks import CHUNK, NOTHING, Manifest
 from onestor_lib.agent.errors import HostUnreachable, TransferFailed, from_os_error
+from onestor_lib.agent.version import Version
 
 _IN_FLIGHT = 16  # chunks held in memory by either side
 _REPORT = 0.5  # seconds between two progress messages
@@ -34,8 +34,22 @@ _PAUSE = 0.02  # seconds between two looks at a file that grows
 _POSITION = struct.Struct(">Q")
 
 DIFFERENT = "length or digest differ"
+CHANGED = "the image was changed since the action began"
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class _Reporter:
+    """Passes on how far something is, not more often than anybody wants to know."""
+
+    def __init__(self, on_progress: Progress, total: int) -> None:
+        self._on_progress, self._total = on_progress, total
+        self._last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self._last > _REPORT:
+            self._last = time.monotonic()
+            self._on_progress(done, self._total)
 
 
 class Sender:
@@ -149,24 +163,29 @@ def send(
     *,
     host: str,
     size: int,
+    version: Version | None,
     known: Manifest | None,
     stall: float,
     on_progress: Progress,
     bytes_per_second: int,
     **target: Any,
-) -> tuple[Manifest, int]:
+) -> tuple[dict[str, Any], Manifest]:
     """Start the receiver's agent with ``argv`` and send it ``size`` bytes of the file ``path``.
 
-    ``target`` says where the receiver puts them (see the operation ``transfer.receive``);
-    ``stall`` is how many seconds may pass without progress, ``bytes_per_second`` 0 for as fast as
-    possible. Returns the manifest and how many bytes crossed. Raises :class:`TransferFailed` or
+    ``version`` is the one it must have, ``known`` the manifest of that; ``target`` says where the
+    receiver puts them (see the operation ``transfer.receive``); ``stall`` is how many seconds may
+    pass without progress, ``bytes_per_second`` 0 for as fast as possible. Returns the receiver's
+    result with how many bytes were ``sent``, and the manifest. Raises :class:`TransferFailed` or
     :class:`HostUnreachable` when the link is to blame, else what the receiver met.
     """
     fd = open_source(path)
     try:
         before = os.fstat(fd)
-        limit = Limit(host, bytes_per_second) if bytes_per_second else None
-        with client.AgentClient(client.ProcessStream(argv), host) as receiver:
+        if version and Version.of(before) != version:
+            raise TransferFailed("read image", CHANGED, path=str(path))
+        limit = Limit(host, bytes_per_second, path.parent.parent) if bytes_per_second else None
+        stream = client.ProcessStream(argv)
+        with client.AgentClient(stream, host, on_progress=on_progress) as receiver:
             receiver.start(client.payload)
             crashpoints.reach("send.started")
             pipe = receiver.stream("transfer.receive", size=size, stall=stall, **target)
@@ -188,7 +207,7 @@ def send(
         raise between(error, host) from error
     finally:
         os.close(fd)
-    return found, sender.sent
+    return {**received, "sent": sender.sent}, found
 
 
 class Receiver:
@@ -210,9 +229,10 @@ class Receiver:
         reuse: bool,
         host: str = "",
         progress: Path | None = None,
+        on_progress: Progress = lambda done, total: None,
     ) -> None:
         self._path, self._stall, self._host, self._reuse = temporary, stall, host, reuse
-        self._progress = progress
+        self._progress, self._report = progress, _Reporter(on_progress, size)
         self.manifest = Manifest(size)
         self.received = 0  # bytes of data
         self._told: int | None = None
@@ -230,7 +250,7 @@ class Receiver:
                 os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, size)
             if self._reuse:
-                self.manifest = digests_of(self._fd, size)
+                self.manifest = digests_of(self._fd, size, self._report)
             self._tell_complete(0)
         except BaseException:
             self._stack.close()
@@ -277,6 +297,7 @@ class Receiver:
                 return kind, offset, data
             if kind == b"P":
                 continue
+            self._report(offset)
             index, misfit = divmod(offset, CHUNK)
             length = min(CHUNK, size - offset)
             wanted = {b"D": length, b"Z": 0}.get(kind)
@@ -285,7 +306,7 @@ class Receiver:
             if offset >= size // 2:
                 crashpoints.reach("receive.half")
             if kind == b"Z":
-                work.submit(extents.write_chunk, self._fd, offset, bytes(length))
+                work.submit(extents.clear, self._fd, offset, length)
                 manifest[index] = NOTHING
             else:
                 self._take_data(work, index, data)
@@ -294,10 +315,14 @@ class Receiver:
                 self._tell_complete(recent[0])
 
     def _take_data(self, work: Pipeline, index: int, data: bytearray) -> None:
-        write = extents.write_data if self.manifest[index] == NOTHING else extents.write_chunk
+        write = extents.write_data if self.manifest[index] == NOTHING else extents.overwrite
         work.submit(_digest, self.manifest, index, data)
         work.submit(write, self._fd, index * CHUNK, data)
         self.received += len(data)
+
+    def written(self) -> dict[str, int]:
+        """Which file it is, and when it was last written: for :func:`claimed`."""
+        return Version.of(os.fstat(self._fd)).to_json()
 
     def _tell_complete(self, position: int) -> None:
         """Let followers have what lies before ``position``."""
@@ -322,11 +347,30 @@ def completed(progress: Path) -> int:
     return int(position)
 
 
-def digests_of(fd: int, size: int) -> Manifest:
-    """The manifest of a file that lies here."""
+@contextlib.contextmanager
+def claimed(path: Path, written: dict[str, int], timeout: float) -> Iterator[None]:
+    """Keep other writers from a file that was received, for the ``with`` block.
+
+    A receiver of an earlier try may have waited for this one to end and would begin anew now: so
+    what is in the file counts from here on, and it must have another name before the block ends.
+    Raises :class:`TransferFailed` unless the file is as its receiver has ``written`` it.
+    """
+    fd = open_source(path)
+    try:
+        locks.become_writer(fd, path, timeout)
+        if Version.of(os.fstat(fd)) != Version.from_json(written):
+            raise TransferFailed("receive", "the file was written to again", path=str(path))
+        yield
+    finally:
+        os.close(fd)
+
+
+def digests_of(fd: int, size: int, report: Callable[[int], None] = lambda done: None) -> Manifest:
+    """The manifest of a file that lies here; ``report`` is told how many bytes are done."""
     manifest = Manifest(size)
     with Pipeline(2) as work:
         for index in extents.data_chunks(fd, size):
+            report(index * CHUNK)
             work.submit(_digest, manifest, index, _read(fd, index, size))
     return manifest
 
@@ -347,7 +391,7 @@ def require_unchanged(before: os.stat_result, after: os.stat_result, path: Path)
 
 def between(error: HostUnreachable, host: str) -> HostUnreachable:
     """The error with both ends of the hop named: the fault may be on either (failure C12)."""
-    step = f"{error.step} from {socket.gethostname()} to"
+    step = f"{error.step} from {os.uname().nodename} to"
     return HostUnreachable(step, error.cause, host=host, path=error.path)
 
 

@@ -132,11 +132,14 @@ def _remove_if_bare(path: Path) -> None:
         raise
 
 
-def set_aside(path: Path) -> Path:
-    """Rename something unknown to a dot name that nothing of ours touches; returns the new name."""
+def set_aside(disk: Path) -> Path:
+    """A new directory for something unknown in the place of ``disk``; nothing of ours touches it.
+
+    Files keep their names in it: an overlay finds its base beside it.
+    """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = path.parent / f".{path.name}.{stamp}-{os.getpid()}.unknown"
-    path.rename(aside)
+    aside = disk.parent / f".{disk.name}.{stamp}-{os.getpid()}.unknown"
+    aside.mkdir()
     return aside
 
 

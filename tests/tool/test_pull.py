@@ -198,7 +198,7 @@ def test_A8_a_damaged_entry_is_dropped_filled_anew_and_fetched_again(
     with agents.start() as agent:
         pulling.pull(agent)
         spoil(pulling.entry, offset)
-        assert Entry(pulling.entry).find(record.Version(**pulling.image()["version"])), "a hit"
+        assert Entry(pulling.entry).find(version.Version(**pulling.image()["version"])), "a hit"
         pulling.pull(agent)
     pulling.assert_complete()
     assert pulling.entry.read_bytes() == pulling.origin.read_bytes()

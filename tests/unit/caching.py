@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onestor_lib.agent import transfer
 from onestor_lib.agent.cache.entry import Entry, chunks_of
-from onestor_lib.agent.cache.record import Version
+from onestor_lib.agent.version import Version
 
 VERSION = Version(5, 1, 1)
 

@@ -12,8 +12,8 @@ from onestor_lib.agent import crashpoints, publish
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry, chunks_of
-from onestor_lib.agent.cache.record import Version
 from onestor_lib.agent.errors import CacheFailed
+from onestor_lib.agent.version import Version
 from tests.unit.caching import age, fill, version_of, write_part
 
 CONTENT = b"the image's content"

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from onestor_lib.agent import publish
 from onestor_lib.agent.cache import record
-from onestor_lib.agent.cache.record import Record, Version
+from onestor_lib.agent.cache.record import Record
 from onestor_lib.agent.chunks import CHUNK, Manifest
+from onestor_lib.agent.version import Version
 
 SIZE = 2 * CHUNK + 5
 MANIFEST = Manifest(SIZE, b"a" * 32 + bytes(32) + b"c" * 32)

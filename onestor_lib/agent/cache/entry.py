@@ -25,16 +25,16 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import time
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, extents, publish
+from onestor_lib.agent import crashpoints, extents, publish, transfer
 from onestor_lib.agent.cache import record
-from onestor_lib.agent.cache.record import Record, Version
+from onestor_lib.agent.cache.record import Record
 from onestor_lib.agent.chunks import Manifest
 from onestor_lib.agent.errors import CacheFailed
+from onestor_lib.agent.version import Version
 
 _IMAGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}")
 _HIDDEN = ".image"
@@ -93,15 +93,30 @@ class Entry:
             return self._directory / name
         return None
 
-    def new_part(self) -> tuple[Path, bool]:
+    def useful(self, most: int) -> int:
+        """Bytes that an earlier try or the entry's older version has on the disk, at ``most``.
+
+        What has more has other content or lacks the holes: to be rid of it costs more than it
+        saves. An earlier try that is of no use is removed.
+        """
+        for path in (self.part(), self.image):
+            if path and path.exists():
+                size = path.stat().st_blocks * 512
+                if size <= most:
+                    return size
+                if path != self.image:
+                    self._remove_parts()
+        return 0
+
+    def new_part(self, *, seed: bool) -> tuple[Path, bool]:
         """The file to fill, and whether content is in it that may be of use.
 
-        That is what an earlier try has left or, failing that, a copy of the entry's older version:
-        what is the same needs not come again. The name is new each time, so that a writer of an
-        earlier try finds nothing to write to (``locks.become_writer``).
+        That is what an earlier try has left or, failing that and with ``seed``, a copy of the
+        entry's older version: what is the same needs not come again. The name is new each time, so
+        that a writer of an earlier try finds nothing to write to (``locks.become_writer``).
         """
         old = self.part()
-        new = self._directory / f".{self.path.name}.{secrets.token_hex(8)}.part"
+        new = self._directory / f".{self.path.name}.{os.urandom(8).hex()}.part"
         note = {**self.read_journal(), "part": new.name}
         publish.write_file(self.journal, json.dumps(note).encode("ascii") + b"\n")
         crashpoints.reach("fill.noted")
@@ -113,7 +128,7 @@ class Entry:
             return new, True
         target = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
-            return new, self._seed(target)
+            return new, seed and self._seed(target)
         finally:
             os.close(target)
 
@@ -132,7 +147,8 @@ class Entry:
     def publish(self, part: Path, version: Version, digest: str, source: str) -> None:
         """Make the complete ``part`` the entry; ``digest`` is what its receiver has found.
 
-        Raises :class:`CacheFailed` when the part is not what has been received.
+        The caller keeps other writers from the part (``transfer.claimed``). Raises
+        :class:`CacheFailed` when the part is not what has been received.
         """
         try:
             manifest = Manifest(version.size, chunks_of(part).read_bytes())
@@ -153,9 +169,13 @@ class Entry:
         """Do the rest of a fill whose process died behind the writing of the sidecar."""
         part, known = self.part(), record.read(self.sidecar)
         if part and known and known.describes(part):
-            self._finish(part)
+            with transfer.claimed(part, known.local.to_json(), timeout=0):
+                self._finish(part)
 
     def _finish(self, part: Path) -> None:
+        if self.image == self.path and _is_foreign(self.path, self.sidecar):
+            cause = "a file that is not ours has come to lie there"
+            raise CacheFailed("fill the cache", cause, path=str(self.path))
         part.rename(self.image)
         publish.sync_dir(self._directory)
         crashpoints.reach("fill.renamed")
@@ -163,9 +183,12 @@ class Entry:
 
     def give_up(self) -> None:
         """Remove what fills have left."""
+        self._remove_parts()
+        publish.remove(self.journal)
+
+    def _remove_parts(self) -> None:
         for path in leftovers(self._directory, self.path.name):
             publish.remove(path)
-        publish.remove(self.journal)
 
     def drop(self) -> None:
         """Remove the entry with all that belongs to it; the lock file stays (known failure B11).

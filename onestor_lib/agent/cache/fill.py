@@ -12,14 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onestor_lib.agent import crashpoints, locks, publish, vm_directory
+from onestor_lib.agent import (
+    crashpoints,
+    extents,
+    locks,
+    priority,
+    publish,
+    transfer,
+    vm_directory,
+)
 from onestor_lib.agent.cache import room
 from onestor_lib.agent.cache.entry import Entry, chunks_of, may_be_cached
-from onestor_lib.agent.cache.record import Record, Version
+from onestor_lib.agent.cache.record import Record
 from onestor_lib.agent.dialogue import Dialogue
 from onestor_lib.agent.errors import CacheFailed, NoSpace, OnestorError, from_os_error
+from onestor_lib.agent.version import Version
 
 _ROUNDS = 5
+_MORE_THAN_ALL = 110  # percent of an image that something to start from may have on the disk
 
 
 class Wanted(NamedTuple):
@@ -37,6 +47,7 @@ class Wanted(NamedTuple):
     limits: room.Limits
     lock_timeout: float
     purpose: str
+    bulk: dict[str, Any]  # how work on images gives way, see ``priority.lower``
 
     @classmethod
     def from_json(cls, facts: dict[str, Any], headroom: int = 0) -> Wanted:
@@ -50,6 +61,7 @@ class Wanted(NamedTuple):
             room.Limits(**facts["limits"]),
             float(facts["lock_timeout"]),
             str(facts["purpose"]),
+            dict(facts["bulk"]),
         )
 
 
@@ -82,18 +94,32 @@ def _take(call: Dialogue, wanted: Wanted, stack: contextlib.ExitStack) -> Had:
     wanted.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     publish.sweep(wanted.path.parent)
     was_there = True
+
+    def on_progress() -> None:
+        call.progress(0, 0)  # others may wait for us in turn
+
     for _ in range(_ROUNDS):
         with contextlib.ExitStack() as attempt:
             lock = Entry(wanted.path).lock
             attempt.enter_context(
-                locks.shared(lock, purpose=wanted.purpose, timeout=wanted.lock_timeout)
+                locks.shared(
+                    lock,
+                    purpose=wanted.purpose,
+                    timeout=wanted.lock_timeout,
+                    on_progress=on_progress,
+                )
             )
             if found := _found(wanted):
                 stack.push(attempt.pop_all())
                 return Had(*found, was_there)
         with contextlib.ExitStack() as attempt:
             mine = attempt.enter_context(
-                locks.exclusive(lock, purpose=wanted.purpose, timeout=wanted.lock_timeout)
+                locks.exclusive(
+                    lock,
+                    purpose=wanted.purpose,
+                    timeout=wanted.lock_timeout,
+                    on_progress=on_progress,
+                )
             )
             if not _found(wanted):
                 was_there = False
@@ -118,17 +144,19 @@ def _found(wanted: Wanted) -> tuple[Entry, Record] | None:
 
 def _fill(call: Dialogue, wanted: Wanted, lock: locks.Held) -> None:
     """Bring the image into the cache; its lock is held exclusively."""
-    publish.sweep(wanted.path.parent)  # what a killed fill has left of its notes
+    priority.lower(**wanted.bulk)
     entry = Entry(wanted.path)
     entry.finish()
     if entry.find(wanted.version):
         return
+    useful = entry.useful(wanted.needed * _MORE_THAN_ALL // 100 + extents.PAGE)
     room.reserve(
-        entry, wanted.needed, wanted.version, wanted.limits, headroom=wanted.headroom,
+        entry, max(wanted.needed, useful), wanted.version, wanted.limits, headroom=wanted.headroom,
         timeout=wanted.lock_timeout, say=call.log,
     )  # fmt: skip
     try:
-        part, reuse = entry.new_part()
+        with lock.working():
+            part, reuse = entry.new_part(seed=useful > 0)
         crashpoints.reach("fill.started")
         answer = call.ask(
             "content",
@@ -139,7 +167,8 @@ def _fill(call: Dialogue, wanted: Wanted, lock: locks.Held) -> None:
             meanwhile=lock.progress,
         )
         crashpoints.reach("fill.received")
-        entry.publish(part, wanted.version, str(answer["digest"]), str(answer["source"]))
+        with transfer.claimed(part, answer["written"], wanted.lock_timeout), lock.working():
+            entry.publish(part, wanted.version, str(answer["digest"]), str(answer["source"]))
     except OnestorError as error:
         if not error.retryable:
             entry.give_up()
@@ -151,13 +180,19 @@ def _fill(call: Dialogue, wanted: Wanted, lock: locks.Held) -> None:
 
 
 def _drop_orphans(call: Dialogue, wanted: Wanted) -> None:
-    """Ask which long unused entries are of images that are no more, and remove those (B15)."""
+    """Ask which long unused entries are of images that are no more, and remove those (B15).
+
+    The image that was wanted is there: whatever goes wrong here is only noted (B1).
+    """
     directory = wanted.path.parent
-    names = room.orphan_candidates(directory, wanted.limits.orphan_age)
-    if names:
-        gone = call.ask("gone", directory=str(directory), names=names).get("names", [])
-        for name in set(gone) & set(names):
-            room.drop_idle(directory / name, "the image is no more", call.log)
+    try:
+        names = room.orphan_candidates(directory, wanted.limits.orphan_age)
+        if names:
+            gone = call.ask("gone", directory=str(directory), names=names).get("names", [])
+            for name in set(gone) & set(names):
+                room.drop_idle(directory / name, "the image is no more", call.log)
+    except (OnestorError, OSError) as error:
+        call.log("DEBUG", f"old entries in {directory} were not looked after: {error}")
 
 
 @contextlib.contextmanager

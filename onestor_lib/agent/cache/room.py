@@ -2,9 +2,9 @@
 
 Everything is decided under one lock for the machine's whole cache, and a fill reserves its space
 before that lock is let go: so two fills cannot both count on the same room (known failure B10).
-Only what helps is evicted, least recently used first, and nothing at all when it would not be
-enough (B6). Never evicted are entries in use, which are locked, those whose data VMs hold by hard
-link, which would free nothing (B5), and files that are not ours.
+Only what helps is evicted, least recently used first, and nothing at all when what nobody uses
+would not be enough (B6). Never evicted are entries in use, which are locked, those whose data VMs
+hold by hard link, which would free nothing (B5), and files that are not ours.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import NamedTuple
 from onestor_lib.agent import crashpoints, locks, publish
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache.entry import Entry
-from onestor_lib.agent.cache.record import Version
 from onestor_lib.agent.errors import CacheFailed
 from onestor_lib.agent.space import MB
+from onestor_lib.agent.version import Version
 
 _STEP = "make room in the cache"
 _LOCK = ".onestor-cache.lock"
@@ -59,12 +59,6 @@ class _Stored(NamedTuple):
         return self.bytes + max(self.part_bytes, self.reserved)
 
 
-@contextlib.contextmanager
-def _locked(root: Path, purpose: str, timeout: float) -> Iterator[None]:
-    with locks.exclusive(root / _LOCK, purpose=purpose, timeout=timeout):
-        yield
-
-
 def reserve(
     entry: Entry,
     size: int,
@@ -82,7 +76,8 @@ def reserve(
     Raises :class:`CacheFailed` when there is not enough room to be had.
     """
     root = entry.path.parent.parent
-    with _locked(root, f"make room for {entry.path.name}", timeout):
+    purpose = f"make room for {entry.path.name}"
+    with locks.exclusive(root / _LOCK, purpose=purpose, timeout=timeout):
         stored = list(_survey(root))
         stored = _sweep(stored, entry, limits, say)
         _make_room(stored, root, limits, say, entry=entry, size=size, headroom=headroom)
@@ -92,7 +87,7 @@ def reserve(
 
 def trim(root: Path, limits: Limits, *, timeout: float, say: Say) -> None:
     """Evict until the cache below ``root`` keeps its limits, as far as that is possible."""
-    with _locked(root, "trim the cache", timeout):
+    with locks.exclusive(root / _LOCK, purpose="trim the cache", timeout=timeout):
         stored = _sweep(list(_survey(root)), None, limits, say)
         with contextlib.suppress(CacheFailed):
             _make_room(stored, root, limits, say)
@@ -123,14 +118,14 @@ def _survey(root: Path) -> Iterator[_Stored]:
     """Everything in the cache; what vanishes meanwhile is left out."""
     for directory in _datastores(root):
         for name in sorted(entries.names_in(directory)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 yield _measure(Entry(directory / name))
 
 
 def _datastores(root: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError), os.scandir(root) as found:
         for each in found:
-            if each.name.isdecimal() and each.is_dir(follow_symlinks=False):
+            if each.name.isdecimal() and each.is_dir():
                 yield Path(each.path)
 
 
@@ -194,7 +189,8 @@ def _make_room(
     others = [each for each in stored if each is not own]
     if limits.max_bytes is not None and size > limits.max_bytes:
         raise _no_room(root, size, limits.max_bytes, "the limit is")
-    short = _shortage(others, own, root, limits, size, headroom)
+    place = entry.path.parent if entry else root  # a datastore may have a file system of its own
+    short = _shortage(others, own, place, limits, size, headroom)
     if short <= 0:
         return
     victims = [each for each in _by_use(others) if _can_go(each, limits)]
@@ -220,13 +216,13 @@ def _make_room(
 def _shortage(
     others: list[_Stored],
     own: _Stored | None,
-    root: Path,
+    place: Path,
     limits: Limits,
     size: int,
     headroom: int,
 ) -> int:
     """How many bytes have to go before ``size`` more may come; 0 or less when they fit."""
-    figures = os.statvfs(root)
+    figures = os.statvfs(place)
     unit = figures.f_frsize
     outstanding = sum(each.outstanding for each in others)
     coming = max(0, size - (own.part_bytes if own else 0))
@@ -276,7 +272,7 @@ def _lock_idle(victims: list[_Stored], short: int, stack: contextlib.ExitStack) 
         if short <= 0:
             break
         if stack.enter_context(locks.exclusive_now(each.entry.lock, purpose="evict")):
-            chosen.append(_measure(each.entry))
+            chosen.append(_measure(Entry(each.entry.path)))  # nobody changes it any more
             short -= _freed(chosen[-1])
     return chosen
 

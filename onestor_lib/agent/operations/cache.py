@@ -90,7 +90,7 @@ def _send(
 ) -> dict[str, Any]:
     """Open ``path`` and let ``work`` send it; our errors go down the stream as its end."""
     priority.lower(**bulk)
-    limit = Limit(receiver, bytes_per_second) if bytes_per_second else None
+    limit = Limit(receiver, bytes_per_second, path.parent.parent) if bytes_per_second else None
     fd = transfer.open_source(path)
     try:
         with call.streaming() as pipe:

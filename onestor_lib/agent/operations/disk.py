@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onestor_lib.agent import crashpoints, extents, publish, qemu_img, space, vm_directory
+from onestor_lib.agent import (
+    crashpoints,
+    extents,
+    priority,
+    publish,
+    qemu_img,
+    space,
+    transfer,
+    vm_directory,
+)
 from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache import fill
 from onestor_lib.agent.errors import (
@@ -21,6 +30,8 @@ from onestor_lib.agent.errors import (
     from_os_error,
 )
 from onestor_lib.agent.server import Call
+
+_PATIENCE = 60.0  # seconds for another writer of a temporary to end
 
 
 class Shape(NamedTuple):
@@ -37,6 +48,7 @@ class Shape(NamedTuple):
     grow_to: int
     sparse: bool
     convert_timeout: float
+    bulk: dict[str, Any]  # how work on the content gives way, see ``priority.lower``
 
 
 def place(
@@ -84,7 +96,8 @@ def place(
                 vm_directory.write_record(disk, record)
                 crashpoints.reach("place.recorded")
                 vm_directory.mark(datastore, vm_directory.DRIVER)
-                new.put_in_place(ours, undo)
+                with _explained("publish disk", disk):
+                    new.put_in_place(ours, undo)
     return {"cache": "none" if had is None else "hit" if had.is_hit else "miss"}
 
 
@@ -154,13 +167,14 @@ class _NewDisk:
             )
             crashpoints.reach("place.overlaid")
             return
+        priority.lower(**shape.bulk)
         if had:
             _copy_cached(had.entry.image, temporary, self._source["size"])
         else:
             if self._check_space:
                 directory = self._disk.parent
                 space.require(directory, _needed(self._source, shape, directory, is_cached=False))
-            _fetch(self._call, temporary, self._source["size"], item="disk")
+            _fetch(self._call, self._file, self._source["size"], item="disk")
         crashpoints.reach("place.received")
         self._file = _shape(self._file, shape, self._stack)
         self._snapshots = _fetch_snapshots(
@@ -191,11 +205,24 @@ class _NewDisk:
         base.publish(mode=0o444, replace=os.path.lexists(final))
 
 
+@contextlib.contextmanager
+def _explained(step: str, disk: Path) -> Iterator[None]:
+    """An ``OSError`` as a failure of this very step (known failure C6)."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # may mean that the VM was deleted, see _noticing_deletion()
+    except OSError as error:
+        raise from_os_error(step, error, path=str(disk)) from error
+
+
 def _take_base(cached: Path, disk: Path, stack: contextlib.ExitStack) -> publish.Temporary:
     """The cached image as the base of ``disk``: a hard link, a copy where that is not possible."""
     base = stack.enter_context(publish.Temporary(vm_directory.base_path(disk)))
     if not base.become_link(cached):
-        _copy_cached(cached, base.path, cached.stat().st_size)
+        size = cached.stat().st_size
+        space.require(disk.parent, min(size, cached.stat().st_blocks * 512))
+        _copy_cached(cached, base.path, size)
     return base
 
 
@@ -218,12 +245,16 @@ def _copy_cached(cached: Path, temporary: Path, size: int) -> None:
         raise TransferFailed(step, f"it has {copied} of {size} bytes", path=str(cached))
 
 
-def _fetch(call: Call, temporary: Path, size: int, *, item: str) -> None:
-    call.ask("content", item=item, temporary=str(temporary), manifest="", reuse=False)
-    if (arrived := temporary.stat().st_size) != size:
-        raise TransferFailed(
-            "receive", f"{arrived} of {size} bytes have arrived", path=str(temporary)
-        )
+def _fetch(call: Call, temporary: publish.Temporary, size: int, *, item: str) -> None:
+    """Have the front-end bring ``item`` into ``temporary``, which has a new name then."""
+    path = temporary.path
+    answer = call.ask("content", item=item, temporary=str(path), manifest="", reuse=False)
+    with transfer.claimed(path, answer["written"], _PATIENCE):
+        if (arrived := path.stat().st_size) != size:
+            raise TransferFailed(
+                "receive", f"{arrived} of {size} bytes have arrived", path=str(path)
+            )
+        temporary.renew()
 
 
 def _fetch_snapshots(
@@ -236,7 +267,7 @@ def _fetch_snapshots(
     directory.chmod(0o755)
     for snapshot, size in snapshots.items():
         with publish.Temporary(directory / snapshot) as temporary:
-            _fetch(call, temporary.path, size, item=snapshot)
+            _fetch(call, temporary, size, item=snapshot)
             temporary.publish(mode=0o660)
     return directory
 
@@ -255,14 +286,14 @@ def _shape(
     if shape.sparse:
         return temporary
     if image_format == "qcow2":
-        return _allocate_qcow2(temporary, shape.convert_timeout, stack)
+        return _allocate_qcow2(temporary, shape, stack)
     with path.open("r+b") as file:
         extents.allocate(file.fileno(), os.fstat(file.fileno()).st_size)
     return temporary
 
 
 def _allocate_qcow2(
-    temporary: publish.Temporary, timeout: float, stack: contextlib.ExitStack
+    temporary: publish.Temporary, shape: Shape, stack: contextlib.ExitStack
 ) -> publish.Temporary:
     """A copy with every cluster in place; only qemu-img makes the clusters that are not there."""
     with temporary.path.open("rb") as file:
@@ -279,9 +310,9 @@ def _allocate_qcow2(
         allocated.path,
         "qcow2",
         allocate=True,
-        cluster_size=header.cluster_size,
+        options=[f"cluster_size={header.cluster_size}", *shape.qcow2_options],
         step="allocate disk",
-        timeout=timeout,
+        timeout=shape.convert_timeout,
     )
     return allocated
 
@@ -306,10 +337,11 @@ def _settle(
     if _is_own_try(vm_directory.read_record(disk), record, retry):
         publish.remove(snapshots)
         return True
+    aside = vm_directory.set_aside(disk)
     for path in here:
-        aside = vm_directory.set_aside(path)
-        undo.callback(_restore, aside, path, disk)
-        call.log("WARN", f"{path} was there before and is not known: now {aside.name}")
+        path.rename(aside / path.name)
+        undo.callback(_restore, aside / path.name, path, disk)
+        call.log("WARN", f"{path} was there before and is not known: now in {aside.name}/")
     return False
 
 
@@ -317,6 +349,8 @@ def _restore(aside: Path, path: Path, disk: Path) -> None:
     """Give back its name to what was set aside, unless the new disk is in place already."""
     if not os.path.lexists(disk) and not os.path.lexists(path):
         aside.rename(path)
+        with contextlib.suppress(OSError):
+            aside.parent.rmdir()
 
 
 def _is_own_try(known: dict[str, Any], record: dict[str, Any], retry: bool) -> bool:

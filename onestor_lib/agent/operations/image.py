@@ -12,6 +12,7 @@ from onestor_lib.agent import (
     crashpoints,
     extents,
     image_format,
+    locks,
     origin,
     paths,
     publish,
@@ -112,8 +113,10 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
     companions = [image.parent / (image.name + ending) for ending in (".snap", ".md5sum")]
     there = [publish.remove(companion) for companion in companions]
     entry = Entry(image)
-    if entry.is_hidden:
-        entry.drop()  # the cache of this machine had it, too
+    if entry.is_hidden:  # the cache of this machine had it, too
+        with locks.exclusive_now(entry.lock, purpose="remove") as free:
+            if free:
+                entry.drop()
     publish.remove(origin.manifest_path(image))
     crashpoints.reach("rm.companions")
     there.append(publish.remove(image))
@@ -127,12 +130,14 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
 def _keep_manifest(image: Path) -> None:
     """Digest the new image while its content is in memory still: no transfer has to do it again."""
     with contextlib.suppress(OnestorError, OSError):  # it can be made later
+        stored = origin.Origin(image)
         fd = transfer.open_source(image)
         try:
-            manifest = transfer.digests_of(fd, os.fstat(fd).st_size)
+            manifest = transfer.digests_of(fd, stored.version.size)
+            stored.require(fd)
         finally:
             os.close(fd)
-        origin.Origin(image).keep(manifest)
+        stored.keep(manifest)
 
 
 def _describe_open(fd: int, path: str, inspect: bool, step: str) -> image_format.Description:

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import extents, origin, priority, publish, pulling, transfer
+from onestor_lib.agent import extents, locks, origin, priority, publish, pulling, transfer
 from onestor_lib.agent.cache.entry import progress_of
-from onestor_lib.agent.cache.record import Version
 from onestor_lib.agent.chunks import Manifest
+from onestor_lib.agent.errors import TransferFailed
 from onestor_lib.agent.server import Call
+from onestor_lib.agent.version import Version
 
 
 def send(
@@ -31,23 +32,31 @@ def send(
     that is kept of an image spares the digesting; without one it is made and kept.
     """
     priority.lower(**bulk)
-    image = origin.Origin(Path(path), Version.from_json(version) if version else None)
+    publish.sweep(Path(path).parent)
+    wanted = Version.from_json(version) if version else None
+    image = origin.Origin(Path(path), wanted)
     known = image.manifest()
-    found, sent = transfer.send(
-        image.path,
-        argv,
-        host=host,
-        size=image.version.size,
-        known=known,
-        stall=stall,
-        on_progress=call.progress,
-        bytes_per_second=bytes_per_second,
-        bulk=bulk,
-        **target,
-    )
+    try:
+        result, found = transfer.send(
+            image.path,
+            argv,
+            host=host,
+            size=image.version.size,
+            version=wanted,
+            known=known,
+            stall=stall,
+            on_progress=call.progress,
+            bytes_per_second=bytes_per_second,
+            bulk=bulk,
+            **target,
+        )
+    except TransferFailed as error:
+        if known and error.cause == transfer.DIFFERENT and image.differs_from(known):
+            raise image.damaged() from error
+        raise
     if known is None and version:
         image.keep(found)
-    return {"size": found.size, "digest": found.digest(), "sent": sent}
+    return result
 
 
 def receive(
@@ -67,11 +76,17 @@ def receive(
     """
     priority.lower(**bulk)
     receiver = transfer.Receiver(
-        Path(temporary), size=size, stall=stall, reuse=reuse, progress=_progress(manifest)
+        Path(temporary),
+        size=size,
+        stall=stall,
+        reuse=reuse,
+        progress=_progress(manifest),
+        on_progress=call.progress,
     )
-    with receiver, call.streaming() as pipe:
-        found = receiver.receive(pipe)
-    return _received(found, manifest)
+    with receiver:
+        with call.streaming() as pipe:
+            receiver.receive(pipe)
+        return _received(receiver.manifest, manifest, receiver.written())
 
 
 def pull(
@@ -97,8 +112,8 @@ def pull(
     priority.lower(**bulk)
     sending = {"stall": stall, "bytes_per_second": bytes_per_second, "bulk": bulk}
     replica = pulling.Replica(call, argv, host, image, marker, sending)
-    found, received = replica.fetch(Path(temporary), reuse=reuse, progress=_progress(manifest))
-    return {**_received(found, manifest), "sent": received}
+    found = replica.fetch(Path(temporary), reuse=reuse, progress=_progress(manifest))
+    return {**_received(found.manifest, manifest, found.written), "sent": found.received}
 
 
 def copy_here(
@@ -108,6 +123,7 @@ def copy_here(
     version: dict[str, int] | None,
     temporary: str,
     manifest: str,
+    stall: float,
     bulk: dict[str, Any],
 ) -> dict[str, Any]:
     """Copy a file of this machine into the existing file ``temporary`` of this machine."""
@@ -117,22 +133,27 @@ def copy_here(
     try:
         target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
         try:
+            locks.become_writer(target, Path(temporary), stall)
+            image.require(source)
             os.ftruncate(target, 0)
             size = extents.copy_file(source, target, sparse=True, step="copy", path=path)
-            if manifest:
-                return {**_received(transfer.digests_of(target, size), manifest), "sent": 0}
+            known = image.manifest()
+            found = transfer.digests_of(target, size) if manifest or known else Manifest(size)
+            if known and known.digest() != found.digest():
+                raise image.damaged()
+            written = Version.of(os.fstat(target)).to_json()
         finally:
             os.close(target)
     finally:
         os.close(source)
-    return {"size": size, "sent": 0}
+    return {**_received(found, manifest, written), "sent": 0}
 
 
 def _progress(manifest: str) -> Path | None:
     return progress_of(Path(manifest)) if manifest else None
 
 
-def _received(found: Manifest, manifest: str) -> dict[str, Any]:
+def _received(found: Manifest, manifest: str, written: dict[str, int]) -> dict[str, Any]:
     if manifest:
         publish.write_file(Path(manifest), found.to_bytes())
-    return {"size": found.size, "digest": found.digest()}
+    return {"size": found.size, "digest": found.digest(), "written": written}

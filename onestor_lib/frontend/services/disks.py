@@ -98,7 +98,7 @@ class Placement:
                 hosts,
                 self.oned,
                 origin,
-                self.target.host,
+                self.target,
                 facts,
                 purpose=f"{self.action} of {self._image(disk)} for VM {self.vm_id}",
                 use_replica=not persistent,
@@ -110,7 +110,7 @@ class Placement:
                 self._require_wanted(sequence)
                 return {}
 
-            shape = _shape(disk, settings, standalone=persistent)
+            shape = _shape(disk, settings, standalone=persistent, bulk=hosts.bulk_priority())
             with hosts.agent(self.target.host) as host:
                 placed = host.call(
                     "disk.place",
@@ -179,7 +179,9 @@ class Placement:
             raise Superseded(step, f"VM {self.vm_id} was deployed anew meanwhile")
 
 
-def _shape(disk: Disk, settings: Settings, *, standalone: bool) -> dict[str, Any]:
+def _shape(
+    disk: Disk, settings: Settings, *, standalone: bool, bulk: dict[str, Any]
+) -> dict[str, Any]:
     """How the disk shall be, see :class:`onestor_lib.agent.operations.disk.Shape`."""
     sparse = settings.yes("SPARSE")
     is_qcow2 = disk.image_format == "qcow2"
@@ -187,10 +189,11 @@ def _shape(disk: Disk, settings: Settings, *, standalone: bool) -> dict[str, Any
     return {
         "image_format": disk.image_format,
         "thin": thin,
-        "qcow2_options": qcow2_options.effective(settings) if thin else [],
+        "qcow2_options": qcow2_options.effective(settings) if is_qcow2 else [],
         "grow_to": disk.grow_to,
         "sparse": sparse,
         "convert_timeout": settings.seconds("CONVERT_TIMEOUT"),
+        "bulk": bulk,
     }
 
 

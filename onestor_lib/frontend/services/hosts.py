@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from onestor_lib.agent.client import AgentClient, ProcessStream
+from onestor_lib.agent.client import AgentClient, ProcessStream, Stream
+from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.frontend import bundle, openssh, ssh
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
@@ -24,6 +25,7 @@ class Hosts:
     settings: Settings
     log: Log
     _reported: float = field(default_factory=time.monotonic, init=False)
+    _agents: list[AgentClient] = field(default_factory=list, init=False)
 
     def is_here(self, host: str) -> bool:
         """Whether ``host`` is this machine by name. Another name for it works too, over ssh."""
@@ -47,8 +49,7 @@ class Hosts:
             timeout=self.settings.seconds("CONNECT_TIMEOUT"),
             forward_agent=sends,
         )
-        with AgentClient(stream, host, on_log=self._forward, on_progress=self._progress) as agent:
-            agent.start(bundle.build())
+        with self._started(stream, host) as agent:
             self.log.line("DEBUG", f"agent on {host} after {time.monotonic() - begin:.3f} s")
             yield agent
 
@@ -56,10 +57,18 @@ class Hosts:
     def local_agent(self) -> Iterator[AgentClient]:
         """An agent on this machine."""
         stream = ProcessStream(openssh.local_agent_argv())
-        name = socket.gethostname()
-        with AgentClient(stream, name, on_log=self._forward, on_progress=self._progress) as agent:
-            agent.start(bundle.build())
+        with self._started(stream, socket.gethostname()) as agent:
             yield agent
+
+    @contextlib.contextmanager
+    def _started(self, stream: Stream, host: str) -> Iterator[AgentClient]:
+        with AgentClient(stream, host, on_log=self._forward, on_progress=self._progress) as agent:
+            agent.start(bundle.build())
+            self._agents.append(agent)
+            try:
+                yield agent
+            finally:
+                self._agents.remove(agent)
 
     def bulk_argv(self, address: str, options: str, *, is_from_here: bool = False) -> list[str]:
         """The command line that another agent uses to reach the agent at ``address``.
@@ -84,9 +93,12 @@ class Hosts:
         return {"nice": self.settings.number("BULK_NICE", 0, 19), "ionice": ionice}
 
     def _progress(self, done: int, total: int) -> None:
-        """Note in the log file how far a long transfer is, now and then."""
+        """Pass it on to the agents that wait for us; note it in the log file now and then."""
+        for agent in self._agents:
+            with contextlib.suppress(HostUnreachable):  # whoever talks with it will notice
+                agent.tell_progress()
         now = time.monotonic()
-        if now - self._reported > _REPORT:
+        if total and now - self._reported > _REPORT:
             self._reported = now
             self.log.line("DEBUG", f"{done >> 20} of {total >> 20} MB are through")
 

@@ -25,12 +25,13 @@ class Origin:
         self.host = location.host
         self._hosts, self._bridges = hosts, bridges
         self._stack = contextlib.ExitStack()
-        self._agent: AgentClient | None = None
+        self._bridge: AgentClient | None = None  # to look at files with
+        self._agent: AgentClient | None = None  # to send them with
 
     def __enter__(self) -> Origin:
         if self._bridges:
-            self._agent = self._stack.enter_context(self._first_bridge())
-            self.host = self._agent.host
+            self._bridge = self._stack.enter_context(self._first_bridge())
+            self.host = self._bridge.host
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -44,7 +45,7 @@ class Origin:
         """Version and sizes of the image, see :func:`onestor_lib.agent.origin.describe`."""
         if self.is_here:
             return origin.describe(Path(self.path), image_format, snapshots=snapshots)
-        facts: dict[str, Any] = self.agent().call(
+        facts: dict[str, Any] = (self._bridge or self.agent()).call(
             "image.describe", path=self.path, image_format=image_format, snapshots=snapshots
         )
         return facts
@@ -53,11 +54,16 @@ class Origin:
         """Which of the images ``names`` are not in ``directory`` any more."""
         if self.is_here:
             return origin.missing(Path(directory), names)
-        answer = self.agent().call("image.missing", directory=directory, names=names)
+        answer = (self._bridge or self.agent()).call(
+            "image.missing", directory=directory, names=names
+        )
         return list(answer["names"])
 
     def agent(self) -> AgentClient:
-        """The agent that can send the image; started when it is first needed."""
+        """The agent that can send the image; started when it is first needed.
+
+        Only this one is lent our ssh-agent (known failure C12).
+        """
         if self._agent is None:
             self._agent = self._stack.enter_context(self._hosts.agent(self.host, sends=True))
         return self._agent
@@ -68,10 +74,10 @@ class Origin:
         for bridge in others:
             with contextlib.ExitStack() as attempt:
                 try:
-                    agent = attempt.enter_context(self._hosts.agent(bridge, sends=True))
+                    agent = attempt.enter_context(self._hosts.agent(bridge))
                 except HostUnreachable as error:
                     self._hosts.log.warn(f"bridge host: {error}; trying the next one")
                     continue
                 self._stack.push(attempt.pop_all())
                 return contextlib.nullcontext(agent)
-        return self._hosts.agent(last, sends=True)
+        return self._hosts.agent(last)

@@ -6,11 +6,15 @@ they work. Any failure of a replica costs one warning and the way to the origin,
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 from onestor_lib.agent import crashpoints
-from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent.errors import NotAllowed, OnestorError
+from onestor_lib.agent.publish import is_temporary
 from onestor_lib.frontend import arguments, oned
+from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import transfer
 from onestor_lib.frontend.services.hosts import Hosts
@@ -31,7 +35,7 @@ class Supply:
         hosts: Hosts,
         client: oned.Client,
         origin: Origin,
-        host: str,
+        target: VmPath,
         facts: dict[str, Any],
         *,
         purpose: str,
@@ -40,28 +44,39 @@ class Supply:
         self.sent = 0  # bytes that crossed any link
         self.way: list[str] = []  # the hosts that sent
         self._hosts, self._client, self._origin = hosts, client, origin
-        self._host, self._facts, self._purpose = host, facts, purpose
+        self._target, self._facts, self._purpose = target, facts, purpose
+        self._host = target.host
+        self._asked = ""  # the replica that is asked just now
         configured = [arguments.host(name) for name in hosts.settings.words("REPLICA_HOST")]
-        self.is_replica = host in configured  # the host itself is the one that others ask
+        self.is_replica = self._host in configured  # the host itself is the one that others ask
         ours = [] if self.is_replica or not use_replica else configured
         self._replicas = [name for name in ours if not self._is_origin(name)]
         if self._replicas:
             limits(hosts.settings, "REPLICA")  # a bad value is an error, not a replica's failure
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Do what an agent asks for: bring ``content``, or tell which images are ``gone``."""
+        """Do what an agent asks for: bring ``content``, or tell which images are ``gone``.
+
+        What a host asks is not trusted: it can have nothing but this image, and only where this
+        action has something to do.
+        """
         if question["ask"] == "gone":
-            names = self._origin.missing(str(question["directory"]), list(question["names"]))
-            return {"names": names}
+            names = [str(name) for name in question["names"]]
+            return {"names": self._origin.missing(os.path.dirname(self._origin.path), names)}
         target = {name: question[name] for name in ("temporary", "manifest", "reuse")}
         item, host = str(question["item"]), str(question.get("host", self._host))
+        self._require_allowed(item, host, str(target["temporary"]), str(target["manifest"]))
         found = None
         if host == self._host and item in (_IMAGE, _DISK):
             found = self._from_replica(target)
         if found is None:
             found = self._from_origin(item, host, target)
         self.sent += int(found["sent"])
-        return {"digest": found.get("digest", ""), "source": self.way[-1]}
+        return {
+            "digest": found["digest"],
+            "source": self.way[-1],
+            "written": found["written"],
+        }
 
     def cached(self) -> dict[str, Any]:
         """What the host's cache is asked to have."""
@@ -70,6 +85,7 @@ class Supply:
     def _from_replica(self, target: dict[str, Any]) -> dict[str, Any] | None:
         """Let the host fetch the image from the first replica that works; None without any."""
         for replica in self._replicas:
+            self._asked = replica
             try:
                 found = transfer.pull(
                     self._hosts,
@@ -84,9 +100,32 @@ class Supply:
                 self._hosts.log.warn(f"replica {replica} is not used: {error}")
                 target["reuse"] = bool(target["manifest"])
                 continue
+            finally:
+                self._asked = ""
             self.way.append(replica)
             return found
         return None
+
+    def _require_allowed(self, item: str, host: str, temporary: str, manifest: str) -> None:
+        """Raise :class:`NotAllowed` unless the content may go there."""
+        directory, name = os.path.split(temporary)
+        image_directory, image = os.path.split(self._origin.path)
+        if item == _IMAGE:
+            is_part = re.fullmatch(rf"\.{re.escape(image)}\.[0-9a-f]{{16}}\.part", name)
+            right = bool(is_part) and directory == image_directory
+            right = (
+                right and manifest == f"{temporary}.chunks" and host in (self._host, self._asked)
+            )
+        else:
+            if item != _DISK:  # a snapshot comes into a directory that is temporary itself
+                directory, snapshots = os.path.split(directory)
+                if not is_temporary(snapshots) or item not in self._facts["snapshots"]:
+                    directory = ""
+            right = directory == os.path.dirname(self._target.path) and is_temporary(name)
+            right = right and not manifest and host == self._host
+        if not right:
+            cause = "the host asks for what it must not have"
+            raise NotAllowed("bring content", cause, host=host, path=temporary)
 
     def _from_origin(self, item: str, host: str, target: dict[str, Any]) -> dict[str, Any]:
         is_image = item in (_IMAGE, _DISK)
@@ -109,6 +148,7 @@ class Supply:
             "limits": limits(settings, prefix),
             "lock_timeout": settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
             "purpose": self._purpose,
+            "bulk": self._hosts.bulk_priority(),
         }
 
     def _is_origin(self, host: str) -> bool:

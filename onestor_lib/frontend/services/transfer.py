@@ -27,7 +27,10 @@ def bring(
     bulk = hosts.bulk_priority()
     if source.host == host or (hosts.is_here(source.host) and hosts.is_here(host)):
         local = {name: target[name] for name in ("version", "temporary", "manifest")}
-        answer: dict[str, Any] = source.call("transfer.copy", path=path, bulk=bulk, **local)
+        stall = hosts.settings.seconds("STALL_TIMEOUT")
+        answer: dict[str, Any] = source.call(
+            "transfer.copy", path=path, bulk=bulk, stall=stall, **local
+        )
         return answer
 
     argv = hosts.bulk_argv(host, "REPLICA_SSH_FE_OPTS", is_from_here=hosts.is_here(source.host))
