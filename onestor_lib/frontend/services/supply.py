@@ -98,7 +98,7 @@ class Supply:
                 )
             except OnestorError as error:
                 self._hosts.log.warn(f"replica {replica} is not used: {error}")
-                target["reuse"] = bool(target["manifest"])
+                target["reuse"] = True
                 continue
             finally:
                 self._asked = ""

@@ -108,7 +108,7 @@ def _insist(
             if not error.retryable or tries == 0:
                 raise
             hosts.log.warn(f"{error}; trying again")
-            target["reuse"] = bool(target["manifest"])  # what has come need not come again
+            target["reuse"] = True  # what has come need not come again
             continue
         seconds = time.monotonic() - begin
         hosts.log.line("DEBUG", f"sent {sent['sent']} bytes of {what} in {seconds:.3f} s")
