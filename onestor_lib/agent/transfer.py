@@ -215,9 +215,9 @@ class Receiver:
 
     Entering the context opens the file, waits for any other writer of it to end and, with
     ``reuse``, reads and digests what lies there already: chunks that the sender has just so are
-    not sent. Without it the file must be empty. ``host`` names the sender in errors. How far the file is complete is kept in the file
-    ``progress`` for those who follow. The caller owns the files and removes them when anything
-    here fails.
+    not sent. Without it the file must be empty. ``host`` names the sender in errors. How far the
+    file is complete is kept in the file ``progress`` for those who follow. The caller owns the
+    files and removes them when anything here fails.
     """
 
     def __init__(

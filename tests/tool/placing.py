@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import crashpoints, errors, origin, transfer
+from onestor_lib.agent import crashpoints, errors, new_disk, origin, transfer
 from onestor_lib.agent.chunks import Manifest
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import HostUnreachable
@@ -134,7 +134,7 @@ class Placing:
     def arguments(self) -> dict[str, Any]:
         snapshots = self.options["record"]["action"] == "ln"
         facts = origin.describe(self.image, self.options["image_format"], snapshots=snapshots)
-        fields = set(operations.Shape._fields)
+        fields = set(new_disk.Shape._fields)
         shape = {name: value for name, value in self.options.items() if name in fields}
         others = {name: value for name, value in self.options.items() if name not in fields}
         if self._wanted is not None:

@@ -1,0 +1,227 @@
+"""A disk in the making: everything that will be published lies beside it under private names.
+
+It becomes an overlay on a hard link to the host's cached image, a copy of that image, or a file that
+the front-end has had sent (docs/design.md, section 4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onestor_lib.agent import (
+    crashpoints,
+    extents,
+    priority,
+    publish,
+    qemu_img,
+    space,
+    transfer,
+    vm_directory,
+)
+from onestor_lib.agent import image_format as formats
+from onestor_lib.agent.dialogue import Dialogue
+from onestor_lib.agent.errors import InvalidInput, OnestorError, TransferFailed, from_os_error
+
+_PATIENCE = 60.0  # seconds for another writer of a temporary to end
+
+
+class Shape(NamedTuple):
+    """How a disk shall be.
+
+    ``thin``: an overlay, made with ``qcow2_options``, on a base that it shares with other VMs;
+    else a file of its own. ``grow_to`` is the size in bytes the guest shall see, 0 for the
+    image's own.
+    """
+
+    image_format: str
+    thin: bool
+    qcow2_options: list[str]
+    grow_to: int
+    sparse: bool
+    convert_timeout: float
+    bulk: dict[str, Any]  # how work on the content gives way, see ``priority.lower``
+
+
+class NewDisk:
+    """Temporaries beside their final names, until :meth:`put_in_place`."""
+
+    def __init__(
+        self,
+        call: Dialogue,
+        disk: Path,
+        shape: Shape,
+        source: dict[str, Any],
+        check_space: bool,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._call, self._disk, self._shape, self._source = call, disk, shape, source
+        self._check_space, self._stack = check_space, stack
+        self._base: publish.Temporary | None = None
+        self._snapshots: Path | None = None
+        self._file = stack.enter_context(publish.Temporary(disk))
+
+    def prepare(self, cached: Path | None) -> None:
+        """Make everything that will be published, from the cached image if there is one."""
+        shape, temporary = self._shape, self._file.path
+        if cached and shape.thin:
+            self._base = _take_base(cached, self._disk, self._stack)
+            size = max(shape.grow_to, self._source["virtual_size"])
+            backing = vm_directory.base_path(self._disk).name
+            qemu_img.create_overlay(
+                temporary, backing, size, shape.qcow2_options, step="create overlay"
+            )
+            crashpoints.reach("place.overlaid")
+            return
+        priority.lower(**shape.bulk)
+        if cached:
+            _copy_cached(cached, temporary, self._source["size"])
+        else:
+            if self._check_space:
+                directory = self._disk.parent
+                space.require(directory, needed(self._source, shape, directory, is_cached=False))
+            _fetch(self._call, self._file, self._source["size"], item="disk")
+        crashpoints.reach("place.received")
+        self._file = _shape(self._file, shape, self._stack)
+        self._snapshots = _fetch_snapshots(
+            self._call, self._disk, self._source["snapshots"], self._stack
+        )
+
+    def put_in_place(self, replace: bool, undo: contextlib.ExitStack) -> None:
+        """Give it all its final names; the disk itself comes last."""
+        if self._snapshots:
+            undo.callback(vm_directory.forget_snapshots, self._disk)
+            self._snapshots.rename(vm_directory.snapshots_path(self._disk))
+            crashpoints.reach("place.snapshots")
+        if self._base:
+            undo.callback(vm_directory.forget_base, self._disk)
+            self._publish_base(self._base)
+            crashpoints.reach("place.based")
+        self._file.publish(mode=0o660, replace=replace and os.path.lexists(self._disk))
+        if replace and not self._base:
+            publish.remove(vm_directory.base_path(self._disk))  # of the overlay that was here
+
+    def _publish_base(self, base: publish.Temporary) -> None:
+        final = vm_directory.base_path(self._disk)
+        if os.path.lexists(final) and os.path.samefile(final, base.path):
+            return
+        # An earlier try's overlay must never be seen on another base than its own.
+        publish.take_away(self._disk)
+        base.publish(mode=0o444, replace=os.path.lexists(final))
+
+
+def needed(source: dict[str, Any], shape: Shape, directory: Path, *, is_cached: bool) -> int:
+    """Bytes the disk takes at most while it is put in place, its snapshots included.
+
+    An overlay on a cached image takes next to nothing, nor does a copy that shares its blocks.
+    """
+    if is_cached and shape.sparse and (shape.thin or extents.can_share(directory)):
+        return 0
+    if shape.sparse:
+        return int(source["allocated"])
+    full = max(source["size"], source["virtual_size"], shape.grow_to)
+    copies = source["size"] if shape.image_format == "qcow2" else 0
+    return int(full + copies + source["snapshots_allocated"])
+
+
+def _take_base(cached: Path, disk: Path, stack: contextlib.ExitStack) -> publish.Temporary:
+    """The cached image as the base of ``disk``: a hard link, a copy where that is not possible."""
+    base = stack.enter_context(publish.Temporary(vm_directory.base_path(disk)))
+    if not base.become_link(cached):
+        size = cached.stat().st_size
+        space.require(disk.parent, min(size, cached.stat().st_blocks * 512))
+        _copy_cached(cached, base.path, size)
+    return base
+
+
+def _copy_cached(cached: Path, temporary: Path, size: int) -> None:
+    """Copy an image of this machine's cache, sharing its blocks where the file system can."""
+    step = "copy from the cache"
+    try:
+        source = os.open(cached, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                copied = extents.copy_file(source, target, sparse=True, step=step, path=str(cached))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+    except OSError as error:
+        raise from_os_error(step, error, path=str(temporary)) from error
+    if copied != size:
+        raise TransferFailed(step, f"it has {copied} of {size} bytes", path=str(cached))
+
+
+def _fetch(call: Dialogue, temporary: publish.Temporary, size: int, *, item: str) -> None:
+    """Have the front-end bring ``item`` into ``temporary``, which has a new name then."""
+    path = temporary.path
+    answer = call.ask("content", item=item, temporary=str(path), manifest="", reuse=False)
+    with transfer.claimed(path, answer["written"], _PATIENCE):
+        if (arrived := path.stat().st_size) != size:
+            raise TransferFailed(
+                "receive", f"{arrived} of {size} bytes have arrived", path=str(path)
+            )
+        temporary.renew()
+
+
+def _fetch_snapshots(
+    call: Dialogue, disk: Path, snapshots: dict[str, int], stack: contextlib.ExitStack
+) -> Path | None:
+    """Bring the image's snapshots into a temporary directory beside the disk's."""
+    if not snapshots:
+        return None
+    directory = stack.enter_context(publish.temporary_directory(vm_directory.snapshots_path(disk)))
+    directory.chmod(0o755)
+    for snapshot, size in snapshots.items():
+        with publish.Temporary(directory / snapshot) as temporary:
+            _fetch(call, temporary, size, item=snapshot)
+            temporary.publish(mode=0o660)
+    return directory
+
+
+def _shape(
+    temporary: publish.Temporary, shape: Shape, stack: contextlib.ExitStack
+) -> publish.Temporary:
+    """Give the disk its size, and with SPARSE=NO its blocks; the temporary with the result."""
+    path, image_format, grow_to = temporary.path, shape.image_format, shape.grow_to
+    if grow_to and grow_to > qemu_img.virtual_size(path, image_format, step="inspect disk"):
+        qemu_img.grow(path, image_format, grow_to, step="resize disk")
+        size = qemu_img.virtual_size(path, image_format, step="inspect disk")
+        if size != grow_to:
+            cause = f"it has {size} bytes instead of {grow_to}"
+            raise OnestorError("resize disk", cause, path=str(path))
+    if shape.sparse:
+        return temporary
+    if image_format == "qcow2":
+        return _allocate_qcow2(temporary, shape, stack)
+    with path.open("r+b") as file:
+        extents.allocate(file.fileno(), os.fstat(file.fileno()).st_size)
+    return temporary
+
+
+def _allocate_qcow2(
+    temporary: publish.Temporary, shape: Shape, stack: contextlib.ExitStack
+) -> publish.Temporary:
+    """A copy with every cluster in place; only qemu-img makes the clusters that are not there."""
+    with temporary.path.open("rb") as file:
+        header = formats.read_qcow2(
+            file.read(formats.HEAD), step="allocate disk", path=str(temporary.path)
+        )
+    if header.snapshots:
+        cause = "SPARSE=NO, but the image has internal snapshots, which a conversion would lose"
+        raise InvalidInput("allocate disk", cause, path=str(temporary.path))
+    allocated = stack.enter_context(publish.Temporary(temporary.final))
+    qemu_img.convert(
+        temporary.path,
+        "qcow2",
+        allocated.path,
+        "qcow2",
+        allocate=True,
+        options=[f"cluster_size={header.cluster_size}", *shape.qcow2_options],
+        step="allocate disk",
+        timeout=shape.convert_timeout,
+    )
+    return allocated
