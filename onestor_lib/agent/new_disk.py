@@ -1,7 +1,7 @@
 """A disk in the making: everything that will be published lies beside it under private names.
 
-It becomes an overlay on a hard link to the host's cached image, a copy of that image, or a file that
-the front-end has had sent (docs/design.md, section 4).
+It becomes an overlay on a hard link to the host's cached image, a copy of that image, or a file
+that the front-end has had sent (docs/design.md, section 4).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
+from onestor_lib.agent.version import Version
 from tests.tool.conftest import Agents, allocated, draw, temporaries, wait_until
 from tests.tool.placing import BULK, RECEIVER, limits, send, wanted
 
@@ -114,10 +115,7 @@ def test_A1_the_host_follows_while_the_replica_is_filled(
 
     def bring_and_wait(question: dict[str, Any]) -> dict[str, Any]:
         found = answer(question)
-        wait_until(
-            lambda: pulling.part.read_bytes() == pulling.origin.read_bytes(),
-            "all has been followed",
-        )
+        wait_until(lambda: pulling.part.read_bytes() == pulling.origin.read_bytes())
         return found
 
     pulling.answer = bring_and_wait  # type: ignore[method-assign]
@@ -198,7 +196,7 @@ def test_A8_a_damaged_entry_is_dropped_filled_anew_and_fetched_again(
     with agents.start() as agent:
         pulling.pull(agent)
         spoil(pulling.entry, offset)
-        assert Entry(pulling.entry).find(version.Version(**pulling.image()["version"])), "a hit"
+        assert Entry(pulling.entry).find(Version(**pulling.image()["version"])), "a hit"
         pulling.pull(agent)
     pulling.assert_complete()
     assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
