@@ -29,14 +29,19 @@ class Call:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._is_raw = False
 
     def log(self, severity: str, text: str) -> None:
         """One line for the log of the VM or image; ``severity`` is INFO, WARN or ERROR."""
         self._server.writer.send({"log": [severity, errors.one_line(text)]})
 
     def progress(self, done: int, total: int) -> None:
-        """How many bytes of a long step are done."""
-        self._server.writer.send({"progress": [done, total]})
+        """How many bytes of a long step are done.
+
+        Between raw bytes there is no room for messages: the other side sees those move itself.
+        """
+        if not self._is_raw:
+            self._server.writer.send({"progress": [done, total]})
 
     def ask(
         self, question: str, *, meanwhile: Callable[[], None] = lambda: None, **facts: Any
@@ -60,7 +65,11 @@ class Call:
     def streaming(self) -> Iterator[_RawPipe]:
         """The raw bytes of a request that was sent with ``"stream": true``, both ways."""
         with self._server.writer.raw() as write:
-            yield _RawPipe(self._server.source, write)
+            self._is_raw = True
+            try:
+                yield _RawPipe(self._server.source, write)
+            finally:
+                self._is_raw = False
 
 
 class _RawPipe:

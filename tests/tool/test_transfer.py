@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import channel, client, crashpoints, extents, frames, transfer
+from onestor_lib.agent import channel, chunks, client, crashpoints, extents, frames, transfer
 from onestor_lib.agent.chunks import CHUNK, Manifest
 from onestor_lib.agent.errors import (
     HostUnreachable,
@@ -216,6 +216,26 @@ def test_signs_of_life_do_not_get_into_the_stream(
     source = draw(tmp_path / "source", "ABCDEFGH" * 8)
     send(source, tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
+
+
+def test_a_receiver_at_work_for_longer_than_the_pause_between_reports(tmp_path: Path) -> None:
+    """It has nobody to report to: its connection is full of raw bytes."""
+    target, data = tmp_path / "t", os.urandom(CHUNK)
+    target.touch()
+    with client.AgentClient(client.ProcessStream(RECEIVER), "host1") as receiver:
+        receiver.start(client.payload)
+        pipe = receiver.stream(
+            "transfer.receive", temporary=str(target), size=CHUNK, stall=5.0, manifest="",
+            reuse=False, bulk=BULK,
+        )  # fmt: skip
+        frames.read_manifest(pipe, CHUNK, 5.0)
+        time.sleep(transfer._REPORT * 1.2)
+        frames.write(pipe, b"D", 0, data, timeout=5.0)
+        manifest = Manifest(CHUNK)
+        manifest[0] = chunks.chunk_digest(data)
+        frames.write(pipe, b"E", CHUNK, manifest.digest().encode("ascii"), timeout=5.0)
+        assert receiver.result("receive")["digest"] == manifest.digest()
+    assert target.read_bytes() == data
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
