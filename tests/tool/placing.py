@@ -18,6 +18,7 @@ from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.agent.operations import disk as operations
 from onestor_lib.agent.operations import transfer as transfers
 from onestor_lib.agent.server import Call, Server
+from onestor_lib.agent.version import Version
 from onestor_lib.frontend import openssh
 from tests.tool.conftest import Agents, draw, listing
 
@@ -35,6 +36,9 @@ class LocalCall(Call):
         self.on_ask = on_ask
         self.logged: list[tuple[str, str]] = []
 
+    def progress(self, done: int, total: int) -> None:
+        """Nobody waits for us."""
+
     def ask(
         self, question: str, *, meanwhile: Callable[[], None] = lambda: None, **facts: Any
     ) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def send(
     target: Path,
     argv: Sequence[str] = RECEIVER,
     *,
+    version: Version | None = None,
     known: Manifest | None = None,
     reuse: bool = False,
     manifest: str = "",
@@ -56,12 +61,12 @@ def send(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Send a file to another agent of this machine, as `transfer.send` answers it."""
-    found, sent = transfer.send(
-        source, argv, host="host1", size=source.stat().st_size, known=known, stall=stall,
-        on_progress=on_progress, bytes_per_second=0, temporary=str(target), manifest=manifest,
-        reuse=reuse, bulk=BULK,
+    result, _ = transfer.send(
+        source, argv, host="host1", size=source.stat().st_size, version=version, known=known,
+        stall=stall, on_progress=on_progress, bytes_per_second=0, temporary=str(target),
+        manifest=manifest, reuse=reuse, bulk=BULK,
     )  # fmt: skip
-    return {"size": found.size, "digest": found.digest(), "sent": sent}
+    return result
 
 
 class Placing:
@@ -77,7 +82,7 @@ class Placing:
         self.image = root / "images" / "0a1b"
         self.options: dict[str, Any] = {
             "image_format": "raw", "thin": False, "qcow2_options": [], "grow_to": 0,
-            "sparse": True, "convert_timeout": 60.0,
+            "sparse": True, "convert_timeout": 60.0, "bulk": BULK,
             "image": None, "check_space": True, "retry": False, "lock_timeout": 5.0,
             "record": {"action": "clone", "vm": 7, "image": "4", "sequence": "0"},
         }  # fmt: skip
@@ -117,7 +122,7 @@ class Placing:
         source = self.image if is_image else Path(f"{self.image}.snap", item)
         found = self._bring(source, question)
         self.sent += found["sent"]
-        return {"digest": found.get("digest", ""), "source": "fe"}
+        return {"digest": found["digest"], "source": "fe", "written": found["written"]}
 
     def _bring(self, source: Path, question: dict[str, Any]) -> dict[str, Any]:
         if self.other_host:
@@ -125,8 +130,8 @@ class Placing:
             return send(source, where, reuse=question["reuse"], manifest=question["manifest"])
         try:
             return transfers.copy_here(
-                LocalCall(self.answer), path=str(source), version=None, bulk=BULK,
-                temporary=question["temporary"], manifest=question["manifest"],
+                LocalCall(self.answer), path=str(source), version=None, stall=5.0,
+                bulk=BULK, temporary=question["temporary"], manifest=question["manifest"],
             )  # fmt: skip
         except OSError as error:
             raise errors.from_os_error("transfer.copy", error) from error
@@ -175,7 +180,7 @@ def wanted(entry: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "path": str(entry), "version": facts["version"], "needed": facts["allocated"],
         "headroom": 0, "is_replica": False, "limits": limits(), "lock_timeout": 5.0,
-        "purpose": f"clone of {entry.name}",
+        "purpose": f"clone of {entry.name}", "bulk": BULK,
     }  # fmt: skip
 
 

@@ -496,9 +496,10 @@ class TestRemove:
         entry, other = fill(image), fill(image.with_name(f"{NAME}0"))
         assert entry.is_hidden and entry.image.exists()
         assert other.is_hidden
-        Entry(image).new_part()
+        entry.lock.write_text("whoever has filled it")
+        Entry(image).new_part(seed=True)
         remove(image, image.parent)
-        names = {path.name for path in (other.image, other.sidecar, other.path)}
+        names = {path.name for path in (other.image, other.sidecar, other.path, entry.lock)}
         assert set(listing(image.parent)) == names
         assert not entry.image.exists()
 

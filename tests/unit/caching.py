@@ -27,15 +27,21 @@ def write_part(part: Path, content: bytes) -> str:
     return manifest.digest()
 
 
+def written(part: Path) -> dict[str, int]:
+    """What a receiver that has just filled the part would say (`Receiver.written`)."""
+    return Version.of(part.stat()).to_json()
+
+
 def fill(
     path: Path, content: bytes = b"image", *, mtime_ns: int = 1, idle: float | None = None
 ) -> Entry:
     """Make the entry `path`, last used `idle` seconds ago."""
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = Entry(path)
-    part, _ = entry.new_part()
+    part, _ = entry.new_part(seed=True)
     digest = write_part(part, content)
-    entry.publish(part, version_of(content, mtime_ns=mtime_ns), digest, "fe")
+    with transfer.claimed(part, written(part), timeout=0):
+        entry.publish(part, version_of(content, mtime_ns=mtime_ns), digest, "fe")
     if idle is not None:
         age(entry.sidecar, idle)
     return Entry(path)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from pathlib import Path
 
 import pytest
 
-from onestor_lib.agent import bandwidth
 from onestor_lib.agent.bandwidth import Limit
-from onestor_lib.agent.errors import NotAllowed
 
 MB = 1 << 20
 NS = 1_000_000_000
@@ -47,7 +46,7 @@ def nothing() -> None:
 
 
 def state(directory: Path) -> Path:
-    (found,) = directory.glob("onestor-*/link-*")
+    (found,) = directory.glob(".onestor-link-*")
     return found
 
 
@@ -122,58 +121,35 @@ def test_a_damaged_state_neither_stops_nor_frees_the_link(
     assert 9 <= clock.passed <= 11
 
 
-class TestDirectory:
-    """Its parent is open to everybody: somebody else may have been here first."""
+def test_the_file_lies_with_the_datastores_for_us_alone(tmp_path: Path, clock: Clock) -> None:
+    Limit("../../h1\n", MB, tmp_path).wait(1, nothing)
+    assert os.listdir(tmp_path) == [state(tmp_path).name], "whatever the receiver is called"
+    assert state(tmp_path).stat().st_mode & 0o777 == 0o600
 
-    def own(self, parent: Path) -> Path:
-        return parent / f"onestor-{os.getuid()}"
 
-    def test_it_is_made_for_us_alone(self, tmp_path: Path, clock: Clock) -> None:
-        Limit("../../h1\n", MB, tmp_path).wait(1, nothing)
-        assert self.own(tmp_path).stat().st_mode & 0o777 == 0o700
-        assert state(tmp_path).parent == self.own(tmp_path), "whatever the receiver is called"
-        Limit("h1", MB, tmp_path)  # and it may be there
-
-    @pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
-    def test_J12_one_that_others_may_write_to_is_refused(self, tmp_path: Path, mode: int) -> None:
-        self.own(tmp_path).mkdir()
-        self.own(tmp_path).chmod(mode)
-        with pytest.raises(NotAllowed, match="not a directory of ours alone"):
-            Limit("h1", MB, tmp_path)
-
-    def test_J12_a_link_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "victim").mkdir(mode=0o700)
-        self.own(tmp_path).symlink_to(tmp_path / "victim")
-        with pytest.raises(NotAllowed):
-            Limit("h1", MB, tmp_path)
-
-    def test_J12_somebody_else_s_is_refused(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        uid = os.getuid() + 1
-        monkeypatch.setattr(os, "getuid", lambda: uid)
-        (tmp_path / f"onestor-{uid}").mkdir(mode=0o700)
-        with pytest.raises(NotAllowed):
-            Limit("h1", MB, tmp_path)
-
-    def test_J12_a_planted_link_in_it_is_not_followed(self, tmp_path: Path, clock: Clock) -> None:
-        limit = Limit("h1", MB, tmp_path)
+def test_J12_a_planted_link_is_not_followed(tmp_path: Path, clock: Clock) -> None:
+    limit = Limit("h1", MB, tmp_path)
+    limit.wait(1, nothing)
+    (tmp_path / "victim").write_text("untouched")
+    path = state(tmp_path)
+    path.unlink()
+    path.symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
         limit.wait(1, nothing)
-        (tmp_path / "victim").write_text("untouched")
-        state(tmp_path).unlink()
-        limit._path.symlink_to(tmp_path / "victim")
-        with pytest.raises(OSError, match="symbolic links"):
-            limit.wait(1, nothing)
-        assert (tmp_path / "victim").read_text() == "untouched"
+    assert (tmp_path / "victim").read_text() == "untouched"
 
 
-def test_the_default_place_survives_a_user_s_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Path] = []
-
-    def note(parent: Path) -> Path:
-        seen.append(parent)
-        return parent
-
-    monkeypatch.setattr(bandwidth, "_own_directory", note)
-    Limit("h1", MB)
-    assert seen == [Path("/var/tmp")]
+def test_K8_somebody_who_keeps_the_file_locked_does_not_stop_the_link(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is held for microseconds otherwise: a transfer must not hang on a stopped process."""
+    monkeypatch.setattr("time.monotonic", lambda: clock.now / NS)
+    limit = Limit("h1", MB, tmp_path)
+    limit.wait(1, nothing)
+    fd = os.open(state(tmp_path), os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        limit.wait(1, nothing)
+    finally:
+        os.close(fd)
+    assert 4 < clock.passed < 7

@@ -150,7 +150,7 @@ class TestForeignFiles:
         assert not target or foreign.read_bytes() == target
 
     def test_it_is_no_source_for_a_fill(self, foreign: Path) -> None:
-        part, reuse = Entry(foreign).new_part()
+        part, reuse = Entry(foreign).new_part(seed=True)
         assert not reuse and part.stat().st_size == 0
 
     def test_its_name_is_known_as_that_of_the_image(self, foreign: Path) -> None:
@@ -169,19 +169,19 @@ class TestForeignFiles:
 class TestParts:
     def test_A6_what_has_come_is_taken_up_under_a_new_name(self, path: Path) -> None:
         entry = Entry(path)
-        first, reuse = entry.new_part()
+        first, reuse = entry.new_part(seed=True)
         assert not reuse
         assert first.stat().st_mode & 0o777 == 0o600
         first.write_bytes(b"half")
         chunks_of(first).write_bytes(b"of an earlier try")
-        second, reuse = entry.new_part()
+        second, reuse = entry.new_part(seed=True)
         assert reuse
         assert second != first and second.read_bytes() == b"half"
         assert names(path) == sorted([".0a1b.fill", second.name])
 
     def test_an_older_version_is_the_seed(self, path: Path) -> None:
         fill(path, CONTENT)
-        part, reuse = Entry(path).new_part()
+        part, reuse = Entry(path).new_part(seed=True)
         assert reuse
         assert part.read_bytes() == CONTENT
         assert part.stat().st_ino != path.stat().st_ino
@@ -199,7 +199,7 @@ class TestParts:
         entry = Entry(path)
         entry.journal.write_text(f'{{"part": {name!r}}}'.replace("'", '"').replace("None", "null"))
         assert entry.part() is None
-        part, reuse = entry.new_part()
+        part, reuse = entry.new_part(seed=True)
         assert not reuse and part.read_bytes() == b""
         assert victim.read_bytes() == b"another image's"
 
@@ -213,7 +213,7 @@ class TestParts:
 
     def test_a_reservation_keeps_the_part_known(self, path: Path) -> None:
         entry = Entry(path)
-        part, _ = entry.new_part()
+        part, _ = entry.new_part(seed=True)
         entry.reserve(5, version_of(CONTENT))
         assert entry.part() == part
 
@@ -222,9 +222,9 @@ class TestParts:
     ) -> None:
         """Killed between the note of the new name and the renaming."""
         entry = Entry(path)
-        entry.new_part()[0].write_bytes(b"half")
+        entry.new_part(seed=True)[0].write_bytes(b"half")
         die_at("fill.noted")
-        die(entry.new_part)
+        die(lambda: entry.new_part(seed=True))
         assert entry.part() is None
         die_at("")
         fill(path, CONTENT)
@@ -236,7 +236,7 @@ class TestCrashes:
 
     def begin(self, path: Path) -> tuple[Entry, Path, str]:
         entry = Entry(path)
-        part, _ = entry.new_part()
+        part, _ = entry.new_part(seed=True)
         return entry, part, write_part(part, CONTENT)
 
     @pytest.mark.parametrize("older", [False, True])
@@ -260,7 +260,7 @@ class TestCrashes:
         after.finish()
         assert bool(Entry(path).find(version_of(CONTENT))) is (point != "fill.synced")
         if point == "fill.synced":
-            assert after.new_part()[1], "but all has come already"
+            assert after.new_part(seed=True)[1], "but all has come already"
         else:
             assert path.read_bytes() == CONTENT
 
@@ -317,7 +317,7 @@ class TestDrop:
         entry = fill(path, CONTENT)
         entry.lock.write_text("a holder, present or past")
         inode = entry.lock.stat().st_ino
-        part, _ = entry.new_part()
+        part, _ = entry.new_part(seed=True)
         chunks_of(part).write_bytes(b"x")
         neighbour = fill(path.with_name("0a1b.2"), CONTENT)
         entry.drop()
@@ -350,7 +350,7 @@ class TestDrop:
 
     def test_giving_up_keeps_the_entry(self, path: Path) -> None:
         entry = fill(path, CONTENT)
-        part, _ = entry.new_part()
+        part, _ = entry.new_part(seed=True)
         chunks_of(part).write_bytes(b"x")
         entry.give_up()
         assert names(path) == [".0a1b.sidecar", "0a1b"]

@@ -23,7 +23,7 @@ from onestor_lib.agent.errors import (
     TransferFailed,
 )
 from tests.unit import caching
-from tests.unit.caching import version_of, write_part
+from tests.unit.caching import version_of, write_part, written
 
 CONTENT = b"the image's content"
 
@@ -35,6 +35,7 @@ class Frontend:
         self.entry = entry
         self.asked: list[dict[str, Any]] = []
         self.logged: list[tuple[str, str]] = []
+        self.told: list[tuple[int, int]] = []
         self.then: Callable[[], None] = lambda: None
 
     def ask(
@@ -45,7 +46,12 @@ class Frontend:
             return {"names": [*facts["names"], "../../elsewhere"]}
         self.then()
         meanwhile()
-        return {"digest": write_part(Path(facts["temporary"]), CONTENT), "source": "fe"}
+        part = Path(facts["temporary"])
+        digest = write_part(part, CONTENT)
+        return {"digest": digest, "source": "fe", "written": written(part)}
+
+    def progress(self, done: int, total: int) -> None:
+        self.told.append((done, total))
 
     def log(self, severity: str, text: str) -> None:
         self.logged.append((severity, text))
@@ -69,7 +75,7 @@ def wanted(path: Path, **changed: Any) -> fill.Wanted:
     facts = {
         "path": str(path), "version": version_of(CONTENT).to_json(), "needed": len(CONTENT),
         "headroom": 0, "is_replica": False, "limits": limits, "lock_timeout": 1.0,
-        "purpose": "clone of image 4", **changed,
+        "purpose": "clone of image 4", "bulk": {"nice": 0, "ionice": "none"}, **changed,
     }  # fmt: skip
     return fill.Wanted.from_json(facts)
 
@@ -161,7 +167,7 @@ def test_B3_every_use_is_recorded(frontend: Frontend) -> None:
 
 def test_A6_a_fill_whose_process_died_at_the_end_is_finished(frontend: Frontend) -> None:
     entry = caching.fill(frontend.entry, CONTENT)
-    part, _ = entry.new_part()
+    part, _ = entry.new_part(seed=True)
     part.unlink()
     entry.image.rename(part)  # as it was just before its last step
     with hold(frontend):

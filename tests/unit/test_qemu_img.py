@@ -67,10 +67,10 @@ def test_C5_C7_create_overlay(programs: Programs, options: list[str], how: list[
     [
         ({"allocate": False}, []),
         ({"allocate": True}, ["-o", "preallocation=falloc", "-S", "0"]),
-        ({"allocate": False, "cluster_size": 4096}, ["-o", "cluster_size=4096"]),
+        ({"allocate": False, "options": ["cluster_size=4096"]}, ["-o", "cluster_size=4096"]),
         (
-            {"allocate": True, "cluster_size": 4096},
-            ["-o", "preallocation=falloc,cluster_size=4096", "-S", "0"],
+            {"allocate": True, "options": ["cluster_size=4096", "compat=1.1"]},
+            ["-o", "cluster_size=4096,compat=1.1,preallocation=falloc", "-S", "0"],
         ),
     ],
 )

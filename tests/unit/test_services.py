@@ -235,7 +235,7 @@ class TestBring:
         assert self.bring(source) == (5, "")
         ((operation, arguments),) = source.calls
         assert operation == "transfer.copy"
-        assert set(arguments) == {"path", "version", "temporary", "manifest", "bulk"}
+        assert set(arguments) == {"path", "version", "temporary", "manifest", "stall", "bulk"}
 
     def test_A3_what_may_pass_is_tried_once_more(self) -> None:
         source = Source("fe", TransferFailed("send", "cut", host="h1"))

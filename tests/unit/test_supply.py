@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
+from onestor_lib.agent import publish
 from onestor_lib.agent.errors import (
     CacheFailed,
     HostUnreachable,
@@ -18,7 +20,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
-from onestor_lib.frontend import config, xml
+from onestor_lib.frontend import arguments, config, xml
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import supply as supplies
 from onestor_lib.frontend.services import transfer
@@ -26,8 +28,25 @@ from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.supply import Supply
 
 MB = 1 << 20
-FACTS = {"version": {"size": 5, "mtime_ns": 6, "inode": 7}, "allocated": 4096}
-QUESTION = {"ask": "content", "temporary": "/t", "manifest": "/t.chunks", "reuse": False}
+FACTS = {"version": {"size": 5, "mtime_ns": 6, "inode": 7}, "allocated": 4096,
+         "snapshots": {"10": 5, "123": 6}}  # fmt: skip
+WRITTEN = {"size": 5, "mtime_ns": 8, "inode": 9}  # what the receiver has written
+PART = f"/d/1/.0a.{'b' * 16}.part"
+IMAGE = {"ask": "content", "item": "image", "temporary": PART, "manifest": f"{PART}.chunks",
+         "reuse": False}  # fmt: skip
+
+
+def temporary(final: str) -> str:
+    """The path of something unfinished that will be called `final`."""
+    directory, name = os.path.split(final)
+    return f"{directory}/{publish.temporary_name(name)}"
+
+
+def asked(item: str, **changed: Any) -> dict[str, Any]:
+    """What a host asks that puts disk 0 of VM 7 in place."""
+    where = "/d/100/7/disk.0" if item == "disk" else f"{temporary('/d/100/7/disk.0.snap')}/{item}"
+    question = {"item": item, "temporary": temporary(where), "manifest": "", "reuse": False}
+    return {**(IMAGE if item == "image" else {"ask": "content", **question}), **changed}
 
 
 class Origin:
@@ -67,6 +86,7 @@ class World:
         self.images: list[dict[str, Any]] = []
         self.failing: dict[str, OnestorError] = {}
         self.values: dict[str, str] = {}
+        self.meanwhile: Callable[[], object] = lambda: None  # while a host pulls
         self.oned = Oned()
         self.origin = Origin("localhost")
         monkeypatch.setattr(transfer, "pull", self.pull)
@@ -79,9 +99,10 @@ class World:
         self.calls.append(("pull", replica, address, host))
         self.targets.append(target)
         self.images.append(image)
+        self.meanwhile()
         if replica in self.failing:
             raise self.failing[replica]
-        return {"sent": 3, "digest": "d"}
+        return {"sent": 3, "digest": "d", "written": WRITTEN}
 
     def bring(
         self, hosts: Hosts, source: str, path: str, *, host: str, **target: Any
@@ -90,15 +111,16 @@ class World:
         self.targets.append(target)
         if "origin" in self.failing:
             raise self.failing["origin"]
-        return {"sent": 7, "digest": "e"}
+        return {"sent": 7, "digest": "e", "written": WRITTEN}
 
     def supply(self, replicas: str = "", *, use_replica: bool = True, host: str = "h1") -> Supply:
         values = {"REPLICA_HOST": replicas, **self.values}
         hosts = Hosts(
             config.Settings(config.TM_ATTRIBUTES, values), Log("clone", stderr=self.stderr)
         )
+        target = arguments.vm_path(f"{host}:/d/100/7/disk.0", 7)
         return Supply(
-            hosts, self.oned, self.origin, host, FACTS,  # type: ignore[arg-type]
+            hosts, self.oned, self.origin, target, FACTS,  # type: ignore[arg-type]
             purpose="clone of image 4", use_replica=use_replica,
         )  # fmt: skip
 
@@ -123,16 +145,18 @@ FROM_ORIGIN = "agent of localhost"
 @pytest.mark.parametrize("item", ["image", "disk"])
 def test_the_replica_serves(world: World, item: str) -> None:
     supply = world.supply("r1")
-    answer = supply.answer({**QUESTION, "item": item})
-    assert answer == {"digest": "d", "source": "r1"}
+    question = asked(item)
+    answer = supply.answer(question)
+    assert answer == {"digest": "d", "source": "r1", "written": WRITTEN}
     assert world.calls == [("pull", "r1", "r1", "h1")]
-    assert world.targets == [{"temporary": "/t", "manifest": "/t.chunks", "reuse": False}]
+    assert world.targets == [{name: question[name] for name in ("temporary", "manifest", "reuse")}]
     assert (supply.sent, supply.way) == (3, ["r1"])
 
 
 def test_A17_A23_without_a_replica_it_comes_from_the_origin(world: World) -> None:
     supply = world.supply("")
-    assert supply.answer({**QUESTION, "item": "image"}) == {"digest": "e", "source": "localhost"}
+    answer = supply.answer(IMAGE)
+    assert answer == {"digest": "e", "source": "localhost", "written": WRITTEN}
     assert world.calls == [("bring", FROM_ORIGIN, "/d/1/0a", "h1")]
     assert world.targets[0]["version"] == FACTS["version"]
     assert (supply.sent, supply.way) == (7, ["localhost"])
@@ -140,14 +164,14 @@ def test_A17_A23_without_a_replica_it_comes_from_the_origin(world: World) -> Non
 
 
 def test_A15_persistent_images_do_not_go_by_the_replica(world: World) -> None:
-    world.supply("r1", use_replica=False).answer({**QUESTION, "item": "disk"})
+    world.supply("r1", use_replica=False).answer(asked("disk"))
     assert world.asked == [FROM_ORIGIN]
 
 
 def test_A24_a_replica_does_not_ask_itself(world: World) -> None:
     supply = world.supply("r1 h1")
     assert supply.is_replica
-    supply.answer({**QUESTION, "item": "image"})
+    supply.answer(IMAGE)
     assert world.asked == [FROM_ORIGIN]
     assert supply.cached()["is_replica"]
 
@@ -155,7 +179,7 @@ def test_A24_a_replica_does_not_ask_itself(world: World) -> None:
 @pytest.mark.parametrize("origin", ["localhost", "bridge1"])
 def test_A24_a_replica_that_is_the_origin_has_nothing_to_cache(world: World, origin: str) -> None:
     world.origin = Origin(origin)
-    world.supply(origin).answer({**QUESTION, "item": "image"})
+    world.supply(origin).answer(IMAGE)
     assert world.asked == [f"agent of {origin}"]
 
 
@@ -164,19 +188,26 @@ def test_A24_the_front_end_under_its_other_name_is_the_origin_too(
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "fe.example")
     world.origin = Origin("localhost")
-    world.supply("fe").answer({**QUESTION, "item": "image"})
+    world.supply("fe").answer(IMAGE)
     assert world.asked == [FROM_ORIGIN]
 
 
 def test_the_replica_s_own_fill_comes_from_the_origin(world: World) -> None:
     """Its questions arrive through the host that pulls, with its name."""
     supply = world.supply("r1")
-    supply.answer({**QUESTION, "item": "image", "host": "r1"})
-    assert world.calls == [("bring", FROM_ORIGIN, "/d/1/0a", "r1")]
+    part = f"/d/1/.0a.{'c' * 16}.part"
+    filled = {**IMAGE, "host": "r1", "temporary": part, "manifest": f"{part}.chunks"}
+    world.meanwhile = lambda: supply.answer(filled)
+    supply.answer(IMAGE)
+    assert world.calls == [
+        ("pull", "r1", "r1", "h1"), ("bring", FROM_ORIGIN, "/d/1/0a", "r1")
+    ]  # fmt: skip
+    assert [target["temporary"] for target in world.targets] == [PART, part]
+    assert (supply.sent, supply.way) == (7 + 3, ["localhost", "r1"])
 
 
 def test_snapshots_come_from_the_origin(world: World) -> None:
-    world.supply("r1").answer({**QUESTION, "item": "123"})
+    world.supply("r1").answer(asked("123"))
     assert world.calls == [("bring", FROM_ORIGIN, "/d/1/0a.snap/123", "h1")]
     assert world.targets[0]["version"] is None
 
@@ -193,31 +224,31 @@ def test_A18_the_next_replica_then_the_origin_and_one_warning_each(
 ) -> None:
     world.failing = {"r1": error}
     supply = world.supply("r1 r2 r3")
-    supply.answer({**QUESTION, "item": "image"})
+    supply.answer(IMAGE)
     assert world.asked == ["r1", "r2"]
     assert supply.way == ["r2"]
     assert world.warned == [f"WARN: clone: replica r1 is not used: {error}"]
     world.failing |= {"r2": error, "r3": error}
-    supply.answer({**QUESTION, "item": "image"})
+    supply.answer(IMAGE)
     assert world.asked[2:] == ["r1", "r2", "r3", FROM_ORIGIN]
     assert supply.way == ["r2", "localhost"]
     assert len(world.warned) == 4
     assert supply.sent == 3 + 7
 
 
-@pytest.mark.parametrize("manifest", ["", "/t.chunks"])
-def test_A3_what_a_failing_replica_has_brought_is_taken_up(world: World, manifest: str) -> None:
+@pytest.mark.parametrize("item", ["image", "disk"])
+def test_A3_what_a_failing_replica_has_brought_is_taken_up(world: World, item: str) -> None:
     """In the part of a fill; the temporary of a disk begins anew each time."""
     world.failing = {"r1": TransferFailed("receive", "cut")}
-    world.supply("r1").answer({**QUESTION, "item": "image", "manifest": manifest})
-    assert [target["reuse"] for target in world.targets] == [False, bool(manifest)]
+    world.supply("r1").answer(asked(item))
+    assert [target["reuse"] for target in world.targets] == [False, item == "image"]
 
 
 def test_C2_a_failing_origin_fails(world: World) -> None:
     world.failing = {"origin": TransferFailed("send", "cut"), "r1": HostUnreachable("ask", "down")}
     supply = world.supply("r1")
     with pytest.raises(TransferFailed, match="cut"):
-        supply.answer({**QUESTION, "item": "image"})
+        supply.answer(IMAGE)
     assert supply.way == []
 
 
@@ -242,7 +273,7 @@ class TestStorageAddress:
 
     def address(self, world: World, template: str | None) -> str:
         world.oned = Oned(None if template is None else self.POOL.format(template))
-        world.supply("r1").answer({**QUESTION, "item": "image"})
+        world.supply("r1").answer(IMAGE)
         return world.calls[0][2]
 
     def test_L8_the_one_of_the_replica_s_template(self, world: World) -> None:
@@ -257,7 +288,7 @@ class TestStorageAddress:
     def test_J4_one_that_is_no_address_is_never_used(self, world: World) -> None:
         template = "<REPLICA_STORAGE_IP>-oProxyCommand=id</REPLICA_STORAGE_IP>"
         world.oned = Oned(self.POOL.format(template))
-        world.supply("r1").answer({**QUESTION, "item": "image"})
+        world.supply("r1").answer(IMAGE)
         assert world.asked == [FROM_ORIGIN]
         assert "'-oProxyCommand=id' is no host" in world.warned[0]
 
@@ -280,13 +311,13 @@ class TestLimits:
             "counted": "/snaps",
         }  # fmt: skip
         supply = world.supply("r1")
-        supply.answer({**QUESTION, "item": "image"})
+        supply.answer(IMAGE)
         assert world.images[0]["limits"] == expected
         assert world.supply("h1").cached()["limits"] == expected, "a host that is the replica"
 
     def test_what_the_caches_are_asked_for(self, world: World) -> None:
         supply = world.supply("r1")
-        supply.answer({**QUESTION, "item": "image"})
+        supply.answer(IMAGE)
         wanted = supply.cached()
         assert (wanted["is_replica"], wanted["needed"]) == (False, 4096)
         pulled = world.images[0]

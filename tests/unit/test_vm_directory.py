@@ -78,9 +78,13 @@ def test_C14_what_is_set_aside_is_kept_under_a_name_nobody_touches(tmp_path: Pat
     disk = tmp_path / "disk.0"
     disk.write_text("old")
     aside = vm_directory.set_aside(disk)
+    disk.rename(aside / disk.name)
     assert names(tmp_path) == [aside.name]
-    assert aside.read_text() == "old"
-    assert aside.name.startswith(".disk.0.") and not publish.is_temporary(aside.name)
+    assert aside.name.startswith(".disk.0.") and aside.name.endswith(".unknown")
+    assert not publish.is_temporary(aside.name)
+    vm_directory.remove_disk(disk)
+    publish.sweep(tmp_path)
+    assert (aside / "disk.0").read_text() == "old"
 
 
 def test_a_disk_goes_with_all_that_belongs_to_it_alone(tmp_path: Path) -> None:
