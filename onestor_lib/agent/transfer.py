@@ -322,7 +322,7 @@ class Receiver:
 
     def written(self) -> dict[str, int]:
         """Which file it is, and when it was last written: for :func:`claimed`."""
-        return Version.of(os.fstat(self._fd)).to_json()
+        return sealed(self._fd)
 
     def _tell_complete(self, position: int) -> None:
         """Let followers have what lies before ``position``."""
@@ -345,6 +345,17 @@ def completed(progress: Path) -> int:
     except (FileNotFoundError, struct.error):
         return 0
     return int(position)
+
+
+def sealed(fd: int) -> dict[str, int]:
+    """The version of a complete file, which any later write changes.
+
+    The clock of files is coarse: a write that follows at once might not change their time. So the
+    file gets one in nanoseconds.
+    """
+    now = time.time_ns()
+    os.utime(fd, ns=(now, now))
+    return Version.of(os.fstat(fd)).to_json()
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ def copy_here(
             found = transfer.digests_of(target, size) if manifest or known else Manifest(size)
             if known and known.digest() != found.digest():
                 raise image.damaged()
-            written = Version.of(os.fstat(target)).to_json()
+            written = transfer.sealed(target)
         finally:
             os.close(target)
     finally:
