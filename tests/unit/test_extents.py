@@ -251,3 +251,51 @@ def test_A22_what_to_write_is_not_asked_of_the_file_system(
     extents.write_data(file.fd, 0, block)
     extents.write_chunk(file.fd, len(block), b"more")
     assert file.path.read_bytes()[: len(block) + 4] == block + b"more"
+
+
+def allocated(file: Sparse) -> int:
+    os.fsync(file.fd)
+    return os.fstat(file.fd).st_blocks * 512
+
+
+def test_A20_what_becomes_zeros_becomes_a_hole(tmp_path: Path, opened: list[Sparse]) -> None:
+    file = Sparse(tmp_path / "f", "ABC")
+    opened.append(file)
+    before = allocated(file)
+    extents.clear(file.fd, BLOCK, BLOCK)
+    assert file.path.read_bytes() == b"A" * BLOCK + bytes(BLOCK) + b"C" * BLOCK
+    assert allocated(file) == before - BLOCK
+
+
+def test_A20_what_is_written_over_data_leaves_holes_where_it_is_zeros(
+    tmp_path: Path, opened: list[Sparse]
+) -> None:
+    file = Sparse(tmp_path / "f", "ABC")
+    opened.append(file)
+    before = allocated(file)
+    block = b"x" * extents.PAGE + bytes(BLOCK - 2 * extents.PAGE) + b"y" * extents.PAGE
+    extents.overwrite(file.fd, BLOCK, block)
+    assert file.path.read_bytes() == b"A" * BLOCK + block + b"C" * BLOCK
+    assert allocated(file) == before - BLOCK + 2 * extents.PAGE
+    extents.overwrite(file.fd, BLOCK, b"z" * BLOCK)
+    assert file.path.read_bytes() == b"A" * BLOCK + b"z" * BLOCK + b"C" * BLOCK
+
+
+def test_A20_where_holes_cannot_be_made_the_content_is_right(
+    tmp_path: Path, opened: list[Sparse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extents, "_punch", lambda *arguments: False)
+    file = Sparse(tmp_path / "f", "ABC")
+    opened.append(file)
+    block = b"x" * extents.PAGE + bytes(BLOCK - extents.PAGE)
+    extents.clear(file.fd, 0, BLOCK)
+    extents.overwrite(file.fd, BLOCK, block)
+    assert file.path.read_bytes() == bytes(BLOCK) + block + b"C" * BLOCK
+
+
+def test_A20_nothing_is_punched_beside_what_was_asked(tmp_path: Path, opened: list[Sparse]) -> None:
+    """The last chunk of a file may end anywhere; its size stays."""
+    file = Sparse(tmp_path / "f", "AB", b"tail")
+    opened.append(file)
+    extents.clear(file.fd, BLOCK, BLOCK + 4)
+    assert file.path.read_bytes() == b"A" * BLOCK + bytes(BLOCK + 4)

@@ -6,7 +6,9 @@ import functools
 import os
 import re
 import socket
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,6 +74,75 @@ def test_an_unreadable_note_is_an_unknown_process(tmp_path: Path, note: str | No
     if note is not None:
         lock.write_text(note, encoding="latin-1")
     assert locks.holder(lock) == "an unknown process"
+
+
+def test_the_note_of_a_large_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """An image may be asked for its holder, too (`become_writer`)."""
+    image = tmp_path / "part"
+    image.write_bytes(b"")
+    os.truncate(image, 512 << 20)
+    tracemalloc.start()
+    try:
+        assert locks.holder(image) == "an unknown process"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("lock", ["directory", "link"])
+def test_B12_a_lock_that_cannot_be_opened_is_not_ours_to_take(tmp_path: Path, lock: str) -> None:
+    path = tmp_path / "lock"
+    path.mkdir() if lock == "directory" else path.symlink_to(tmp_path / "elsewhere")
+    with locks.exclusive_now(path, purpose="evict") as free:
+        assert free is False
+
+
+def test_A5_the_progress_of_others_is_passed_on(tmp_path: Path, clock: Clock) -> None:
+    """Once for each sign of the holder, and not for the mere waiting."""
+    lock, told = tmp_path / "lock", []
+    with locks.exclusive(lock, purpose="fill", timeout=1):
+        stamps = iter(range(1, 4))
+
+        def work() -> None:
+            if stamp := next(stamps, None):
+                os.utime(lock, ns=(0, stamp))
+
+        clock.each = work
+        for take_it in (locks.exclusive, locks.shared):
+            with (
+                pytest.raises(LockTimeout),
+                take_it(lock, purpose="x", timeout=10, on_progress=lambda: told.append(clock.now)),
+            ):
+                pass
+    assert len(told) == 3
+
+
+def test_A5_one_reader_more_is_no_progress(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with locks.shared(lock, purpose="read", timeout=0):
+        os.utime(lock, ns=(1, 1))
+        with locks.shared(lock, purpose="read", timeout=0):
+            assert lock.stat().st_mtime_ns == 1
+
+
+def test_A5_work_without_bytes_tells_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no longer than it does: a copy of the older version, or its flushing."""
+    monkeypatch.setattr(locks, "_TICK", 0.001)
+    lock = tmp_path / "lock"
+    with locks.exclusive(lock, purpose="fill", timeout=1) as held:
+        for _ in range(2):
+            os.utime(lock, ns=(1, 1))
+            with held.working():
+                deadline = time.monotonic() + 10
+                while lock.stat().st_mtime_ns == 1:
+                    assert time.monotonic() < deadline
+        before = threading.active_count()
+        with held.working():
+            assert threading.active_count() == before + 1
+        assert threading.active_count() == before
 
 
 class Clock:
@@ -191,7 +262,8 @@ class TestBecomeWriter:
         locks.become_writer(fd, path, 0)
         other = os.open(path, os.O_RDWR)
         try:
-            with pytest.raises(LockTimeout):
+            cause = f"write {path}: an earlier transfer has not ended after 0 s"
+            with pytest.raises(LockTimeout, match=f"^{cause}$"):
                 locks.become_writer(other, path, 0)
             assert path.read_bytes() == b"", "nothing is noted in somebody's image"
         finally:

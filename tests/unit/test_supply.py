@@ -16,6 +16,7 @@ from onestor_lib.agent.errors import (
     InvalidInput,
     Missing,
     NoSpace,
+    NotAllowed,
     OnedUnavailable,
     OnestorError,
     TransferFailed,
@@ -262,6 +263,88 @@ def test_B15_the_origin_is_asked_which_images_are_gone(world: World) -> None:
     answer = world.supply("r1").answer({"ask": "gone", "directory": "/d/1", "names": ["a", "b"]})
     assert answer == {"names": ["a"]}
     assert world.origin.asked == [("/d/1", ["a", "b"])]
+
+
+OTHER = f"/d/1/.0b.{'b' * 16}.part"  # of another image
+WRONG: dict[str, dict[str, Any]] = {
+    "another host": {**IMAGE, "host": "h2"},
+    "a replica that is not asked": {**IMAGE, "host": "r1"},
+    "an image of the same name": {**IMAGE, "temporary": OTHER, "manifest": f"{OTHER}.chunks"},
+    "the entry itself": {**IMAGE, "temporary": "/d/1/0a", "manifest": "/d/1/0a.chunks"},
+    "its sidecar": {
+        **IMAGE,
+        "temporary": "/d/1/.0a.sidecar",
+        "manifest": "/d/1/.0a.sidecar.chunks",
+    },
+    "a part elsewhere": {
+        **IMAGE,
+        "temporary": PART.replace("/d/1/", "/d/2/"),
+        "manifest": PART.replace("/d/1/", "/d/2/") + ".chunks",
+    },
+    "a parent": {
+        **IMAGE,
+        "temporary": PART.replace("/d/1/", "/d/1/../1/"),
+        "manifest": PART.replace("/d/1/", "/d/1/../1/") + ".chunks",
+    },
+    "a line behind the name": {**IMAGE, "temporary": f"{PART}\n", "manifest": f"{PART}\n.chunks"},
+    "a manifest elsewhere": {**IMAGE, "manifest": "/root/.ssh/authorized_keys"},
+    "no manifest": {**IMAGE, "manifest": ""},
+    "a disk for a replica": asked("disk", host="r1"),
+    "a disk with a manifest": asked("disk", manifest="/root/.ssh/authorized_keys"),
+    "a disk by its name": asked("disk", temporary="/d/100/7/disk.0"),
+    "a disk of another VM": asked("disk", temporary=temporary("/d/100/8/disk.0")),
+    "a disk by a parent": asked("disk", temporary=temporary("/d/100/7/../8/disk.0")),
+    "a disk as an image": {**IMAGE, "temporary": temporary("/d/100/7/disk.0"), "manifest": ""},
+    "an image as a disk": {**IMAGE, "item": "disk"},
+    "a file of the system": asked("disk", temporary="/etc/shadow"),
+    "an unknown snapshot": asked("9"),
+    "a snapshot by a parent": asked("../0b", temporary=temporary("/d/100/7/disk.0")),
+    "a snapshot in the VM's directory": asked("10", temporary=temporary("/d/100/7/10")),
+    "a snapshot of another VM": asked(
+        "10", temporary=temporary(temporary("/d/100/8/disk.0.snap") + "/10")
+    ),
+    "a snapshot by its name": asked("10", temporary=temporary("/d/100/7/disk.0.snap") + "/10"),
+    "a snapshot below no temporary": asked("10", temporary=temporary("/d/100/7/disk.0.snap/10")),
+    "a snapshot for a replica": asked("10", host="r1"),
+    "a snapshot with a manifest": asked("10", manifest="/d/100/7/x"),
+}
+
+
+@pytest.mark.parametrize("question", WRONG.values(), ids=WRONG)
+def test_J4_a_host_has_nothing_but_this_image_in_its_own_files(
+    world: World, question: dict[str, Any]
+) -> None:
+    supply = world.supply("r1")
+    with pytest.raises(NotAllowed, match="the host asks for what it must not have"):
+        supply.answer(question)
+    assert world.calls == []
+
+
+def test_J4_a_replica_has_no_say_once_it_is_not_asked_any_more(world: World) -> None:
+    for failing in ({}, {"r1": TransferFailed("receive", "cut")}):
+        world.failing = dict(failing)
+        supply = world.supply("r1")
+        supply.answer(IMAGE)
+        with pytest.raises(NotAllowed):
+            supply.answer({**IMAGE, "host": "r1"})
+
+
+def test_J4_a_replica_that_is_asked_gets_the_image_and_no_disk(world: World) -> None:
+    supply = world.supply("r1")
+
+    def ask() -> None:
+        for question in (asked("disk", host="r1"), asked("10", host="r1"), {**IMAGE, "host": "h2"}):
+            with pytest.raises(NotAllowed):
+                supply.answer(question)
+
+    world.meanwhile = ask
+    supply.answer(IMAGE)
+    assert world.asked == ["r1"]
+
+
+def test_J4_names_are_looked_for_in_the_image_s_datastore_only(world: World) -> None:
+    world.supply().answer({"ask": "gone", "directory": "/etc", "names": ["passwd"]})
+    assert world.origin.asked == [("/d/1", ["passwd"])]
 
 
 class TestStorageAddress:
