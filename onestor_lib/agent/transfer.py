@@ -215,9 +215,9 @@ class Receiver:
 
     Entering the context opens the file, waits for any other writer of it to end and, with
     ``reuse``, reads and digests what lies there already: chunks that the sender has just so are
-    not sent. Without it the file must be empty. ``host`` names the sender in errors. How far the
-    file is complete is kept in the file ``progress`` for those who follow. The caller owns the
-    files and removes them when anything here fails.
+    not sent. ``host`` names the sender in errors. How far the file is complete is kept in the file
+    ``progress`` for those who follow. The caller owns the files and removes them when anything
+    here fails.
     """
 
     def __init__(
@@ -245,9 +245,9 @@ class Receiver:
             locks.become_writer(self._fd, self._path, self._stall)
             crashpoints.reach("receive.started")
             size = self.manifest.size
-            if not self._reuse and os.fstat(self._fd).st_size:
-                # It may be complete: whoever has waited here is not the one that is waited for.
-                raise self._failed("another transfer has written to the file")
+            if not self._reuse:
+                # What an earlier try wrote must not show through where this one sends no zeros.
+                os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, size)
             if self._reuse:
                 self.manifest = digests_of(self._fd, size, self._report)

@@ -246,11 +246,11 @@ class TestBring:
         assert len(source.calls) == 2, "retries are bounded (K8)"
 
     @pytest.mark.parametrize("manifest", ["", "/t.chunks"])
-    def test_A3_the_second_try_of_a_fill_takes_up_what_has_come(self, manifest: str) -> None:
-        """Only a fill has a part that belongs to one image; a disk's temporary begins anew."""
+    def test_A3_the_second_try_takes_up_what_has_come(self, manifest: str) -> None:
+        """In the part of a fill as in the temporary of a disk."""
         source = Source("fe", TransferFailed("send", "cut", host="h1"))
         self.bring(source, manifest=manifest)
-        assert [arguments["reuse"] for _, arguments in source.calls] == [False, bool(manifest)]
+        assert [arguments["reuse"] for _, arguments in source.calls] == [False, True]
 
     DROPPED = "kex_exchange_identification: Connection closed by remote host (ssh: status 255)"
 
