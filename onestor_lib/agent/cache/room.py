@@ -285,7 +285,7 @@ def _evict(each: _Stored, say: Say) -> int:
     if each.linked or not each.bytes:
         return each.part_bytes
     entry.drop()
-    say("INFO", f"evicted {entry.image} ({each.size // MB} MB) to make room")
+    say("INFO", f"evicted {entry.image} ({_freed(each) // MB} MB) to make room")
     return _freed(each)
 
 
