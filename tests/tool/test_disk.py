@@ -153,6 +153,23 @@ def test_C4_a_transfer_keeps_holes(placing: Placing) -> None:
 
 
 @pytest.mark.parametrize("cluster_size", [512, 4096, 2 * MB])
+def test_C5_QCOW2_OPTIONS_of_a_disk_with_SPARSE_NO(placing: Placing, cluster_size: int) -> None:
+    """They take precedence over what the image has: qemu-img converts it anyway."""
+    raw = placing.image.rename(placing.image.with_name("raw"))
+    run_qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, placing.image)
+    placing.options |= {
+        "image_format": "qcow2", "sparse": False,
+        "qcow2_options": [f"cluster_size={cluster_size}", "lazy_refcounts=on"],
+    }  # fmt: skip
+    placing.run_here()
+    facts = info(placing.disk)
+    assert facts["cluster-size"] == cluster_size
+    assert facts["format-specific"]["data"]["lazy-refcounts"] is True
+    assert allocated(placing.disk) >= 4 * MB
+    run_qemu_img("compare", "-f", "qcow2", "-F", "qcow2", placing.image, placing.disk)
+
+
+@pytest.mark.parametrize("cluster_size", [512, 4096, 2 * MB])
 def test_C4_SPARSE_NO_keeps_the_cluster_size(placing: Placing, cluster_size: int) -> None:
     raw = placing.image.rename(placing.image.with_name("raw"))
     run_qemu_img("convert", "-f", "raw", "-O", "qcow2", "-o", f"cluster_size={cluster_size}",

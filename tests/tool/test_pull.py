@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import crashpoints, locks, origin
+from onestor_lib.agent import crashpoints, locks, origin, transfer
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.chunks import CHUNK
@@ -22,7 +25,15 @@ from onestor_lib.agent.errors import (
     TransferFailed,
 )
 from onestor_lib.agent.version import Version
-from tests.tool.conftest import Agents, allocated, draw, temporaries, wait_until
+from onestor_lib.frontend import bundle
+from tests.tool.conftest import (
+    Agents,
+    allocated,
+    changed_bundle,
+    draw,
+    temporaries,
+    wait_until,
+)
 from tests.tool.placing import BULK, RECEIVER, limits, send, wanted
 
 pytestmark = pytest.mark.usefixtures("payload")
@@ -254,6 +265,78 @@ def test_A8_A9_damage_of_both_manifest_and_content_is_noticed(
     assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
 
 
+def start_changed(
+    monkeypatch: pytest.MonkeyPatch, agents: Agents, *changes: tuple[str, str]
+) -> contextlib.AbstractContextManager[AgentClient]:
+    """Agents, the replica's included, whose `cache.read` and `cache.hold` are changed."""
+    code = changed_bundle("onestor_lib.agent.operations.cache", *changes)
+    monkeypatch.setattr(bundle, "build", lambda: code)
+    return agents.hosts.local_agent()
+
+
+def test_A8_A9_the_receiver_compares_with_what_the_replica_has_recorded(
+    monkeypatch: pytest.MonkeyPatch, agents: Agents, pulling: Pulling
+) -> None:
+    """Whatever the sender thinks: the digest of what arrives is not the one in the record."""
+    change = ("manifest, digest=had.record.digest)", 'None, digest="")')
+    with start_changed(monkeypatch, agents, change) as agent:
+        pulling.pull(agent)
+        spoil(pulling.entry, 17)
+        pulling.part.write_bytes(b"")
+        pulling.pull(agent)
+    pulling.assert_complete()
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+    assert len(pulling.questions) == 2, "the entry was dropped and filled anew"
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_A8_A18_an_entry_that_cannot_be_read_is_verified(
+    monkeypatch: pytest.MonkeyPatch, agents: Agents, pulling: Pulling, damaged: bool
+) -> None:
+    """A disk that gives an error instead of other bytes: the entry goes if it is damaged."""
+    fails = (
+        "frames.read_manifest(sender._pipe, had.record.version.size, stall);"
+        ' raise OSError(5, "Input/output error")'
+    )
+    change = ("sender.send(fd, had.record.version.size, manifest, digest=had.record.digest)", fails)
+    with start_changed(monkeypatch, agents, change) as agent:
+        pulling.pull(agent)  # followed while it was filled, and so not read
+        if damaged:
+            spoil(pulling.entry, 17)
+            pulling.pull(agent)
+        else:
+            with pytest.raises(OnestorError, match=r"^send r1:?.*: Input/output error$"):
+                pulling.pull(agent)
+    if damaged:
+        pulling.assert_complete()
+    assert len(pulling.questions) == (2 if damaged else 1)
+    assert pulling.entry.read_bytes() == pulling.origin.read_bytes()
+
+
+def test_A20_a_new_version_of_a_sparse_image_keeps_its_holes(
+    agent: AgentClient, pulling: Pulling
+) -> None:
+    """Pages here and there, which are others in the new version: on both links, and in place."""
+
+    def scatter(shift: int) -> None:
+        with pulling.origin.open("wb") as file:
+            file.truncate(32 * CHUNK)
+            for index in range(0, 32, 2):
+                os.pwrite(file.fileno(), b"x" * 4096, index * CHUNK + shift * 4096)
+            os.fsync(file.fileno())
+
+    scatter(1)
+    pulling.pull(agent)
+    for shift in (3, 9):
+        scatter(shift)
+        pulling.pull(agent, reuse=True)
+        pulling.assert_complete()
+        assert pulling.questions[-1]["reuse"] is True
+        for file in (pulling.part, pulling.entry):
+            os.sync()
+            assert allocated(file) <= allocated(pulling.origin) * 1.05
+
+
 def test_A8_a_replica_that_cannot_send_the_right_bytes_fails(
     agent: AgentClient, pulling: Pulling
 ) -> None:
@@ -401,6 +484,125 @@ class TestSend:
         manifest.unlink()
         self.send(agent, pulling, version)
         pulling.assert_complete()
+
+
+class TestCopy:
+    """transfer.copy: origin and target are on one machine."""
+
+    def copy(self, agent: AgentClient, pulling: Pulling, manifest: str = "") -> Any:
+        return agent.call(
+            "transfer.copy", path=str(pulling.origin), version=pulling.image()["version"],
+            temporary=str(pulling.part), manifest=manifest, stall=0.3, bulk=BULK,
+        )  # fmt: skip
+
+    def keep_manifest(self, pulling: Pulling) -> None:
+        with pulling.origin.open("rb") as file:
+            digests = transfer.digests_of(file.fileno(), pulling.origin.stat().st_size)
+        origin.Origin(pulling.origin).keep(digests)
+
+    @pytest.mark.parametrize("is_fill", [True, False])
+    def test_A8_a_copy_is_what_the_manifest_says(
+        self, agent: AgentClient, pulling: Pulling, is_fill: bool
+    ) -> None:
+        manifest = f"{pulling.part}.chunks" if is_fill else ""
+        self.keep_manifest(pulling)
+        found = self.copy(agent, pulling, manifest)
+        pulling.assert_complete()
+        assert found["written"] == Version.of(pulling.part.stat()).to_json()
+        spoil(pulling.origin, 3 * CHUNK)
+        kept = origin.manifest_path(pulling.origin)
+        with pytest.raises(OnestorError, match=f"{pulling.origin}: .* remove {kept}") as failure:
+            self.copy(agent, pulling, manifest)
+        assert not failure.value.retryable
+        kept.unlink()
+        self.copy(agent, pulling, manifest)
+        pulling.assert_complete()
+
+    def test_A6_B11_never_two_writers_of_one_part(
+        self, agent: AgentClient, pulling: Pulling
+    ) -> None:
+        pulling.part.write_bytes(b"somebody else's")
+        with pulling.part.open("r+b") as other:
+            locks.become_writer(other.fileno(), pulling.part, 1)
+            with pytest.raises(LockTimeout, match=f"{pulling.part}: an earlier transfer"):
+                self.copy(agent, pulling)
+        assert pulling.part.read_bytes() == b"somebody else's"
+        self.copy(agent, pulling)
+        pulling.assert_complete()
+
+
+class TestWaiting:
+    """cache.hold behind somebody who has the lock of the entry."""
+
+    def hold(self, agent: AgentClient, pulling: Pulling) -> Any:
+        image = pulling.image() | {"lock_timeout": 1.0}
+        return agent.call(
+            "cache.hold", on_ask=pulling.answer, image=image, marker=str(pulling.marker)
+        )
+
+    def test_A5_it_ends_without_progress(self, agents: Agents, pulling: Pulling) -> None:
+        with agents.start() as first, agents.start() as second:
+
+            def meanwhile(question: dict[str, Any]) -> dict[str, Any]:
+                with pytest.raises(LockTimeout, match="clone of 0a1b"):
+                    self.hold(second, pulling)
+                return Pulling.answer(pulling, question)
+
+            pulling.answer = meanwhile  # type: ignore[method-assign]
+            self.hold(first, pulling)
+
+    def test_A5_it_goes_on_as_long_as_the_other_is_told_of_progress(
+        self, agents: Agents, pulling: Pulling
+    ) -> None:
+        """Twice as long as it would wait for a holder that stands still."""
+        with agents.start() as first, agents.start() as second:
+            answer = pulling.answer
+
+            def meanwhile(question: dict[str, Any]) -> dict[str, Any]:
+                pulling.answer = answer  # type: ignore[method-assign]
+                waiting = pool.submit(self.hold, second, pulling)
+                until = time.monotonic() + 2.2
+                while time.monotonic() < until:
+                    first.tell_progress()
+                    assert not waiting.done(), waiting.exception()
+                    time.sleep(0.05)
+                waiters.append(waiting)
+                return answer(question)
+
+            pulling.answer = meanwhile  # type: ignore[method-assign]
+            waiters: list[Future[Any]] = []
+            with ThreadPoolExecutor(1) as pool:
+                assert self.hold(first, pulling)["hit"] is False
+                assert waiters[0].result()["hit"] is True
+        assert len(pulling.questions) == 1
+
+    def test_A5_a_transfer_into_the_entry_is_progress(
+        self, agents: Agents, pulling: Pulling
+    ) -> None:
+        """What the waiter is told is passed on by it, so that others may wait for it in turn."""
+        with agents.start() as first, agents.start() as second:
+            told: list[tuple[int, int]] = []
+            second._on_progress = lambda done, total: told.append((done, total))
+            answer = pulling.answer
+
+            def meanwhile(question: dict[str, Any]) -> dict[str, Any]:
+                pulling.answer = answer  # type: ignore[method-assign]
+                waiting = pool.submit(self.hold, second, pulling)
+
+                def is_told() -> bool:
+                    first.tell_progress()
+                    return bool(told)
+
+                wait_until(is_told)
+                waiters.append(waiting)
+                return answer(question)
+
+            pulling.answer = meanwhile  # type: ignore[method-assign]
+            waiters: list[Future[Any]] = []
+            with ThreadPoolExecutor(1) as pool:
+                self.hold(first, pulling)
+                waiters[0].result()
+        assert set(told) == {(0, 0)}
 
 
 def test_A8_verify_finds_and_drops_what_is_damaged(agent: AgentClient, pulling: Pulling) -> None:

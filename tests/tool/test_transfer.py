@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -12,7 +13,7 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import channel, chunks, client, crashpoints, extents, frames, transfer
+from onestor_lib.agent import channel, chunks, client, crashpoints, extents, frames, locks, transfer
 from onestor_lib.agent.chunks import CHUNK, Manifest
 from onestor_lib.agent.errors import (
     HostUnreachable,
@@ -26,6 +27,7 @@ from tests.tool.conftest import (
     MB,
     Agents,
     allocated,
+    changed_bundle,
     children,
     draw,
     is_alive,
@@ -324,6 +326,81 @@ def test_A3_the_receiver_ends_with_its_sender(agents: Agents, tmp_path: Path) ->
         (receiver,) = children(proxy)
     wait_until(lambda: not is_alive(pid))
     wait_until(lambda: not is_alive(receiver))
+
+
+@pytest.mark.parametrize("at", ["waits", "digests"])
+def test_A3_A6_a_receiver_ends_with_its_connection_whatever_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """It does not read its connection then: it must notice all the same."""
+    target = tmp_path / "t"
+    target.touch()
+    if at == "digests":
+        os.mkfifo(tmp_path / "begun")
+        code = changed_bundle(
+            "onestor_lib.agent.transfer",
+            (
+                "    manifest = Manifest(size)\n    with Pipeline(2) as work:\n",
+                f"    open({str(tmp_path / 'begun')!r}, 'w').close()\n"
+                "    while True: time.sleep(0.01)\n"
+                "    manifest = Manifest(size)\n    with Pipeline(2) as work:\n",
+            ),
+        )
+        monkeypatch.setattr(client, "payload", code)
+    stream = client.ProcessStream(RECEIVER)
+    pid = stream._process.pid
+    with target.open("r+b") as other, contextlib.closing(stream):
+        if at == "waits":
+            locks.become_writer(other.fileno(), target, 1)
+        receiver = client.AgentClient(stream, "host1")
+        receiver.start(client.payload)
+        receiver._message(
+            {
+                "op": "transfer.receive",
+                "args": {
+                    "temporary": str(target), "size": CHUNK, "stall": 600.0, "manifest": "",
+                    "reuse": at == "digests", "bulk": BULK,
+                },
+                "stream": True,
+            },
+            last=True,
+        )  # fmt: skip
+        if at == "waits":
+            name = str(target)
+            wait_until(lambda: name in [os.readlink(fd) for fd in descriptors(pid)])
+        else:
+            (tmp_path / "begun").read_text()
+        assert stream._process.stdin
+        stream._process.stdin.close()
+        assert stream._process.wait(4) == 0, "before it is made to (`ProcessStream`)"
+
+
+def descriptors(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [str(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return []
+
+
+def test_A5_a_receiver_tells_how_far_it_has_digested(tmp_path: Path) -> None:
+    """What lies there is read before the first byte crosses, which may take long."""
+    source, target = draw(tmp_path / "s", "AB"), draw(tmp_path / "t", "AB")
+    code = changed_bundle("onestor_lib.agent.transfer", ("_REPORT = 0.5", "_REPORT = -1.0"))
+    told: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(client, "payload", code)
+        result = send(source, target, reuse=True, on_progress=lambda *facts: told.append(facts))
+    assert result["sent"] == 0
+    assert told[:2] == [(0, 2 * CHUNK), (CHUNK, 2 * CHUNK)]
+
+
+def test_A8_a_transfer_is_not_held_up_by_its_own_progress(tmp_path: Path) -> None:
+    """A message between raw bytes would wait for their end: for ever."""
+    source, target = draw(tmp_path / "s", "ABCD"), tmp_path / "t"
+    code = changed_bundle("onestor_lib.agent.transfer", ("_REPORT = 0.5", "_REPORT = -1.0"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(client, "payload", code)
+        assert send(source, target, stall=3.0)["sent"] == 4 * CHUNK
+    assert target.read_bytes() == source.read_bytes()
 
 
 def test_memory_of_the_receiver_is_bounded(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,6 +16,7 @@ from onestor_lib.agent.cache import fill, room
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.errors import (
     CacheFailed,
+    HostUnreachable,
     LockTimeout,
     NoSpace,
     NotAllowed,
@@ -257,3 +259,145 @@ def test_B15_only_names_that_were_asked_for_are_dropped(frontend: Frontend, root
     }  # fmt: skip
     assert not old.image.exists()
     assert elsewhere.image.exists()
+
+
+@pytest.mark.parametrize("error", [HostUnreachable("ask", "lost"), OSError(errno.EIO, "disk")])
+def test_B1_looking_for_orphans_never_fails_the_fill(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    caching.fill(frontend.entry.with_name("old"), idle=2000)
+    ask = frontend.ask
+
+    def fail(question: str, **facts: Any) -> dict[str, Any]:
+        if question == "gone":
+            raise error
+        return ask(question, **facts)
+
+    monkeypatch.setattr(frontend, "ask", fail)
+    with hold(frontend) as had:
+        assert had.entry.image.read_bytes() == CONTENT
+    ((severity, text),) = frontend.logged
+    assert severity == "DEBUG" and str(error) in text
+
+
+class TestSeeds:
+    """What a fill begins with, and the room that takes."""
+
+    MUCH = 1 << 20
+
+    def fill_over(self, frontend: Frontend, older: int, monkeypatch: pytest.MonkeyPatch) -> int:
+        """A fill that needs MUCH, over an older version of so many bytes; what it reserves."""
+        caching.fill(frontend.entry, os.urandom(older), mtime_ns=9)
+        os.sync()
+        reserved: list[int] = []
+        reserve = room.reserve
+
+        def note(entry: Entry, size: int, *arguments: Any, **options: Any) -> None:
+            reserved.append(size)
+            reserve(entry, size, *arguments, **options)
+
+        monkeypatch.setattr(room, "reserve", note)
+        with hold(frontend, needed=self.MUCH) as had:
+            assert had.entry.image.read_bytes() == CONTENT
+        return reserved[0]
+
+    def test_B10_an_older_version_is_reserved_for(
+        self, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its copy takes what the older version has, be it more than the new one needs."""
+        size = self.MUCH * 105 // 100
+        assert self.fill_over(frontend, size, monkeypatch) >= size
+        assert frontend.asked[0]["reuse"] is True
+
+    def test_B10_one_that_has_much_more_is_not_begun_with(
+        self, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.fill_over(frontend, self.MUCH * 115 // 100, monkeypatch) == self.MUCH
+        assert frontend.asked[0]["reuse"] is False
+
+    @pytest.mark.parametrize(("percent", "kept"), [(105, True), (115, False)])
+    def test_A3_nor_is_an_earlier_try(self, frontend: Frontend, percent: int, kept: bool) -> None:
+        frontend.entry.parent.mkdir()
+        part, _ = Entry(frontend.entry).new_part(seed=False)
+        part.write_bytes(os.urandom(self.MUCH * percent // 100))
+        os.sync()
+        seen: list[int] = []
+        frontend.then = lambda: seen.append(Path(frontend.asked[0]["temporary"]).stat().st_size)
+        with hold(frontend, needed=self.MUCH) as had:
+            assert had.entry.image.read_bytes() == CONTENT
+        assert frontend.asked[0]["reuse"] is kept
+        assert bool(seen[0]) is kept
+        assert not part.exists()
+
+
+def test_A2_what_was_written_to_again_is_not_published(frontend: Frontend) -> None:
+    """A receiver of an earlier try got its turn before the part was claimed."""
+    ask = frontend.ask
+
+    def emptied(question: str, **facts: Any) -> dict[str, Any]:
+        answer = ask(question, **facts)
+        part = Path(facts["temporary"])
+        os.truncate(part, 0)
+        os.truncate(part, len(CONTENT))
+        os.utime(part, ns=(1, 1))  # the clock of files is coarse
+        return answer
+
+    frontend.ask = emptied  # type: ignore[method-assign]
+    with pytest.raises(TransferFailed, match="written to again"), hold(frontend):
+        pass
+    assert not frontend.entry.exists()
+
+
+def test_A5_who_waits_passes_the_progress_of_the_holder_on(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may hold another lock and wait for us."""
+    frontend.entry.parent.mkdir()
+    lock = Entry(frontend.entry).lock
+    stamps = iter(range(1, 4))
+
+    def sleep(seconds: float) -> None:
+        if stamp := next(stamps, None):
+            os.utime(lock, ns=(1, stamp))
+
+    monkeypatch.setattr("time.sleep", sleep)
+    waiting = hold(frontend, lock_timeout=0.2)
+    with locks.exclusive(lock, purpose="fill", timeout=1), pytest.raises(LockTimeout), waiting:
+        pass
+    assert frontend.told == [(0, 0)] * 3
+
+
+def test_K8_two_that_wait_for_each_other_end_at_the_deadline(root: Path) -> None:
+    """Each fills the one image while it waits for the other: that is no progress for anybody."""
+    both = threading.Barrier(2)
+    met: dict[str, Exception] = {}
+
+    def fill_and_want(name: str, other: str) -> None:
+        outer, inner = Frontend(root / "1" / name), Frontend(root / "1" / other)
+
+        def ask(
+            question: str, *, meanwhile: Callable[[], None] = lambda: None, **facts: Any
+        ) -> dict[str, Any]:
+            both.wait(10)
+            # As agents pass it on: progress of what we wait for is progress of what we do.
+            inner.progress = lambda done, total: meanwhile()  # type: ignore[method-assign]
+            with hold(inner, lock_timeout=0.5):
+                return Frontend.ask(outer, question, meanwhile=meanwhile, **facts)
+
+        outer.ask = ask  # type: ignore[method-assign]
+        try:
+            with hold(outer, lock_timeout=0.5):
+                pass
+        except OnestorError as error:
+            met[name] = error
+
+    threads = [
+        threading.Thread(target=fill_and_want, args=names, daemon=True)
+        for names in (("0a", "0b"), ("0b", "0a"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive(), "they wait for ever"
+    assert met and all(isinstance(error, LockTimeout) for error in met.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -274,6 +275,42 @@ class TestSeveral:
         cache.reserve("new", 3, max_mb=3)
         assert (cache.root / "replica_snaps" / "a").exists()
 
+    def test_B8_a_datastore_that_is_a_link_counts(self, cache: Cache, tmp_path: Path) -> None:
+        """Operators put datastores on disks of their own."""
+        (tmp_path / "elsewhere").mkdir()
+        (cache.root / "22").symlink_to(tmp_path / "elsewhere")
+        cache.fill("22/b", 3, idle=200)
+        cache.fill("1/a", 3, idle=100)
+        assert room.used(cache.root) >= 6 * MB
+        cache.reserve("3/new", 3, max_mb=7)
+        assert cache.here == ["a"]
+
+    def test_C8_the_file_system_of_the_datastore_counts(
+        self, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+        statvfs = os.statvfs
+
+        def note(path: Any) -> os.statvfs_result:
+            asked.append(path)
+            return statvfs(path)
+
+        monkeypatch.setattr(os, "statvfs", note)
+        cache.reserve("3/new", 1)
+        assert asked == [cache.root / "3"]
+
+    def test_B10_what_a_killed_fill_had_reserved_frees_nothing(self, cache: Cache) -> None:
+        """Its journal says much, and its lock is ours when we look before we evict."""
+        for name, idle in (("killed", 300), ("other", 200)):
+            entry = cache.fill(name, 1, idle=idle)
+            entry.reserve(50 * MB, version_of(b""))
+            age(entry.journal, idle)
+        cache.reserve("new", 2, max_mb=2)
+        assert cache.here == [], "one of them is not enough"
+        assert {text for _, text in cache.said} == {
+            f"evicted {cache.path(name)} (1 MB) to make room" for name in ("killed", "other")
+        }
+
     def test_B10_what_another_fill_has_reserved_counts(self, cache: Cache) -> None:
         with cache.filling("one"):
             cache.reserve("one", 3, max_mb=5)
@@ -327,6 +364,33 @@ class TestSeveral:
             assert not Entry(cache.path("new")).journal.exists()
 
 
+@contextlib.contextmanager
+def as_another_user(cache: Cache, closed: list[Path]) -> Iterator[None]:
+    """Work as a user whom all of the cache belongs to but for what is `closed`."""
+    if os.geteuid() != 0:
+        for path in closed:
+            path.chmod(0)
+        yield
+        return
+    nobody = 65534
+    modes = {path: path.stat().st_mode for path in cache.root.parents}
+    modes = {path: mode for path, mode in modes.items() if not mode & 0o001}
+    for path in [cache.root, *cache.root.rglob("*")]:
+        if path not in closed:
+            os.chown(path, nobody, nobody)
+    for path in closed:
+        path.chmod(0o600)
+    try:
+        for path in modes:
+            path.chmod(0o711)
+        os.seteuid(nobody)
+        yield
+    finally:
+        os.seteuid(0)
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
 def fresh(cache: Cache, name: str) -> Entry:
     path = cache.path(name)
     path.parent.mkdir(exist_ok=True)
@@ -351,6 +415,19 @@ class TestDamage:
         with cache.filling("broken"):
             cache.reserve("new", 2, max_mb=3)
         assert cache.here == []
+
+    @pytest.mark.parametrize("what", ["its lock", "its files"])
+    def test_B12_what_another_user_has_left_stops_no_eviction(
+        self, cache: Cache, what: str
+    ) -> None:
+        """Somebody has run a driver as root once."""
+        for number, name in enumerate(("theirs", "a", "b")):
+            cache.fill(name, 2, idle=900 - number).lock.write_text("")
+        theirs = Entry(cache.path("theirs"))
+        closed = [theirs.lock] if what == "its lock" else [theirs.lock, theirs.sidecar]
+        with as_another_user(cache, closed):
+            cache.reserve("new", 2, max_mb=5)
+            assert cache.here == ["theirs"]
 
     @pytest.mark.parametrize("point", ["evict.image", "evict.sidecar"])
     def test_B13_an_interrupted_eviction(
