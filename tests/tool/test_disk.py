@@ -15,6 +15,7 @@ import pytest
 from onestor_lib.agent import (
     errors,
     locks,
+    priority,
     publish,
     qemu_img,
     vm_directory,
@@ -46,7 +47,7 @@ from tests.tool.conftest import (
 from tests.tool.conftest import (
     qemu_img as run_qemu_img,
 )
-from tests.tool.placing import SNAPSHOTS, LocalCall, Placing, place_image, points, run_and_die
+from tests.tool.placing import BULK, SNAPSHOTS, LocalCall, Placing, place_image, points, run_and_die
 
 
 @pytest.fixture
@@ -150,6 +151,67 @@ def test_C4_a_transfer_keeps_holes(placing: Placing) -> None:
     placing.run_here()
     assert placing.disk.read_bytes() == placing.image.read_bytes()
     assert allocated(placing.disk) < 4 * MB
+
+
+@pytest.mark.parametrize("item", ["disk", "9"])
+def test_A6_what_was_written_to_again_is_no_disk(placing: Placing, item: str) -> None:
+    """A receiver of an earlier try that has waited for its turn empties the temporary."""
+    placing.with_snapshots()
+    bring = placing._bring
+
+    def bring_and_empty(source: Path, question: dict[str, Any]) -> dict[str, Any]:
+        answer = bring(source, question)
+        if question["item"] == item:
+            temporary = Path(question["temporary"])
+            size = temporary.stat().st_size
+            os.truncate(temporary, 0)
+            os.truncate(temporary, size)
+        return answer
+
+    placing._bring = bring_and_empty  # type: ignore[method-assign]
+    with pytest.raises(TransferFailed, match="the file was written to again"):
+        placing.run_here()
+    assert not placing.disk.exists()
+    assert temporaries(placing.root) == []
+
+
+@pytest.mark.parametrize("item", ["disk", "9"])
+def test_A6_who_comes_late_does_not_find_what_has_come(placing: Placing, item: str) -> None:
+    """Its name is another one as soon as it was looked at."""
+    placing.with_snapshots()
+    named: dict[str, Path] = {}
+    bring = placing._bring
+
+    def note(source: Path, question: dict[str, Any]) -> dict[str, Any]:
+        named[question["item"]] = Path(question["temporary"])
+        return bring(source, question)
+
+    def look(now: str) -> None:
+        if now in ("10", "wanted") and item in named:
+            assert not named[item].exists()
+            looked.append(now)
+
+    looked: list[str] = []
+    placing._bring = note  # type: ignore[method-assign]
+    placing.then = look
+    placing.run_here()
+    assert looked
+
+
+@pytest.mark.parametrize("nice", [19])
+def test_K11_work_on_the_content_gives_way(
+    placing: Placing, monkeypatch: pytest.MonkeyPatch, nice: int
+) -> None:
+    lowered: list[dict[str, Any]] = []
+    monkeypatch.setattr(priority, "lower", lambda **bulk: lowered.append(bulk))
+    placing.options["bulk"] = {"nice": nice, "ionice": "idle"}
+    placing.run_here()
+    assert placing.options["bulk"] in lowered
+    lowered.clear()
+    placing.clean_directory()
+    placing.options["bulk"], bulk = BULK, placing.options["bulk"]
+    placing.cached(bulk=bulk).run_here()
+    assert bulk in lowered, "and so does a fill"
 
 
 @pytest.mark.parametrize("cluster_size", [512, 4096, 2 * MB])

@@ -14,7 +14,7 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import locks, qemu_img, vm_directory
+from onestor_lib.agent import locks, publish, qemu_img, space, vm_directory
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import CommandFailed, HostUnreachable, NoSpace, Superseded
@@ -318,6 +318,23 @@ class TestOverlays:
         assert base.stat().st_mode & 0o777 == 0o444
         assert thin.names == sorted(CACHE + BASED)
         assert_same(thin.image, thin.disk)
+
+    def test_C8_a_base_that_is_a_copy_needs_room(
+        self, thin: Placing, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(publish.Temporary, "become_link", lambda self, other: False)
+        asked: list[int] = []
+
+        def refuse(directory: Path, needed: int) -> None:
+            asked.append(needed)
+            if needed:
+                raise NoSpace("check free space", "full")
+
+        monkeypatch.setattr(space, "require", refuse)
+        with pytest.raises(NoSpace):
+            thin.run_here()
+        assert asked[-1] == allocated(thin.entry) > 0
+        assert thin.names == CACHE
 
     def test_J12_a_link_in_the_place_of_the_entry_is_not_linked(self, thin: Placing) -> None:
         thin.entry.parent.mkdir()

@@ -22,6 +22,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
+from onestor_lib.agent.version import Version
 from tests.tool import placing
 from tests.tool.conftest import (
     MB,
@@ -263,6 +264,18 @@ def test_C1_a_full_disk_is_no_broken_link(tmp_path: Path, small: Path) -> None:
     source = draw(tmp_path / "s", "A" * 40)
     with pytest.raises(NoSpace, match="No space left"):
         send(source, small / "t")
+
+
+def test_A13_an_image_of_another_version_is_not_sent(tmp_path: Path) -> None:
+    """Looked at once more when it is open: it may have been replaced since it was described."""
+    source, target = draw(tmp_path / "s", "A"), tmp_path / "t"
+    version = Version.of(source.stat())
+    assert send(source, target, version=version)["sent"] == CHUNK
+    source.unlink()
+    draw(source, "B")
+    with pytest.raises(TransferFailed, match="was changed since the action began"):
+        send(source, target, version=version)
+    assert target.read_bytes() == b"A" * CHUNK
 
 
 def test_missing_files_on_either_side_are_named(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Callable, NoReturn
 
 import pytest
 
-from onestor_lib.agent import crashpoints, publish
+from onestor_lib.agent import crashpoints, locks, publish
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry, chunks_of
-from onestor_lib.agent.errors import CacheFailed
+from onestor_lib.agent.errors import CacheFailed, LockTimeout
 from onestor_lib.agent.version import Version
 from tests.unit.caching import age, fill, version_of, write_part
 
@@ -280,6 +280,34 @@ class TestCrashes:
         part.write_bytes(CONTENT + b"more")
         Entry(path).finish()
         assert not path.exists()
+
+    def test_A15_a_file_that_has_come_meanwhile_is_not_replaced(self, path: Path) -> None:
+        """`datastore cp` on a front-end that is a host, say: that is an origin."""
+        entry, part, digest = self.begin(path)
+        path.write_bytes(b"an origin")
+        path.chmod(0o660)
+        with pytest.raises(CacheFailed, match=f"{path}: a file that is not ours has come"):
+            entry.publish(part, version_of(CONTENT), digest, "fe")
+        assert path.read_bytes() == b"an origin"
+
+    def test_A6_finish_leaves_a_part_that_somebody_writes_to(
+        self, path: Path, die_at: Callable[[str], None]
+    ) -> None:
+        """A receiver of the killed fill may have waited for its turn."""
+        entry, part, digest = self.begin(path)
+        die_at("fill.recorded")
+        die(lambda: entry.publish(part, version_of(CONTENT), digest, "fe"))
+        die_at("")
+        fd = os.open(part, os.O_RDONLY)
+        try:
+            locks.become_writer(fd, part, 0)
+            with pytest.raises(LockTimeout, match="an earlier transfer has not ended"):
+                Entry(path).finish()
+        finally:
+            os.close(fd)
+        assert not path.exists()
+        Entry(path).finish()
+        assert path.read_bytes() == CONTENT
 
     @pytest.mark.parametrize("damage", ["no manifest", "cut manifest", "digest", "size"])
     def test_A8_only_what_was_received_is_published(self, path: Path, damage: str) -> None:

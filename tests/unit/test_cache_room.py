@@ -377,7 +377,7 @@ def as_another_user(cache: Cache, closed: list[Path]) -> Iterator[None]:
     modes = {path: mode for path, mode in modes.items() if not mode & 0o001}
     for path in [cache.root, *cache.root.rglob("*")]:
         if path not in closed:
-            os.chown(path, nobody, nobody)
+            os.chown(path, nobody, nobody, follow_symlinks=False)
     for path in closed:
         path.chmod(0o600)
     try:
@@ -416,7 +416,7 @@ class TestDamage:
             cache.reserve("new", 2, max_mb=3)
         assert cache.here == []
 
-    @pytest.mark.parametrize("what", ["its lock", "its files"])
+    @pytest.mark.parametrize("what", ["its lock", "its files", "a link"])
     def test_B12_what_another_user_has_left_stops_no_eviction(
         self, cache: Cache, what: str
     ) -> None:
@@ -424,10 +424,15 @@ class TestDamage:
         for number, name in enumerate(("theirs", "a", "b")):
             cache.fill(name, 2, idle=900 - number).lock.write_text("")
         theirs = Entry(cache.path("theirs"))
-        closed = [theirs.lock] if what == "its lock" else [theirs.lock, theirs.sidecar]
+        closed = [theirs.lock, theirs.sidecar] if what == "its files" else [theirs.lock]
+        if what == "a link":
+            theirs.lock.unlink()
+            theirs.lock.symlink_to("/dev/null")
+            closed.clear()
         with as_another_user(cache, closed):
             cache.reserve("new", 2, max_mb=5)
-            assert cache.here == ["theirs"]
+            # One that cannot even be looked at is no entry: it does not count either.
+            assert cache.here == (["b", "theirs"] if what == "a link" else ["theirs"])
 
     @pytest.mark.parametrize("point", ["evict.image", "evict.sidecar"])
     def test_B13_an_interrupted_eviction(

@@ -143,3 +143,25 @@ def test_progress_of_a_long_transfer_is_noted_now_and_then(
     assert [line.partition("DEBUG ")[2] for line in lines] == [
         "test: 11 of 30 MB are through", "test: 22 of 30 MB are through"
     ]  # fmt: skip
+
+
+class Agent:
+    """Notes that it is told of progress; its connection may be lost."""
+
+    def __init__(self, *, lost: bool = False) -> None:
+        self.told, self.lost = 0, lost
+
+    def tell_progress(self) -> None:
+        self.told += 1
+        if self.lost:
+            raise HostUnreachable("talk to the agent", "lost")
+
+
+def test_A5_progress_is_passed_on_to_whoever_waits() -> None:
+    """From the agent that moves bytes to all others: each knows whether it has asked for that."""
+    ours = hosts()
+    agents = [Agent(), Agent(lost=True), Agent()]
+    ours._agents.extend(agents)  # type: ignore[arg-type]
+    ours._progress(0, 0)
+    ours._progress(1, 2)
+    assert [agent.told for agent in agents] == [2, 2, 2]

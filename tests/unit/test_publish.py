@@ -55,6 +55,22 @@ def test_K15_an_unpublished_temporary_goes_with_its_block(
     assert names(tmp_path) == []
 
 
+def test_A6_nobody_who_knew_its_name_finds_a_temporary_that_was_renewed(tmp_path: Path) -> None:
+    with Temporary(tmp_path / "disk.0") as temporary:
+        before = temporary.path
+        before.write_text("content")
+        temporary.renew()
+        assert names(tmp_path) == [temporary.path.name] != [before.name]
+        assert publish.is_temporary(temporary.path.name)
+        assert {before, temporary.path} & publish._unfinished == {temporary.path}
+        temporary.publish()
+    assert names(tmp_path) == ["disk.0"]
+    with pytest.raises(ValueError), Temporary(tmp_path / "disk.1") as temporary:
+        temporary.renew()
+        raise ValueError
+    assert names(tmp_path) == ["disk.0"]
+
+
 def test_an_existing_name_is_replaced_only_on_request(tmp_path: Path) -> None:
     final = tmp_path / "disk.0"
     final.write_text("old")

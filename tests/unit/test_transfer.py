@@ -59,6 +59,15 @@ def test_A2_what_was_written_to_again_is_refused(part: Path, change: str) -> Non
         pytest.fail("it was claimed")
 
 
+def test_A2_the_time_of_a_complete_file_is_finer_than_the_clock_of_files(
+    part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a write within the same few milliseconds would not change its version."""
+    monkeypatch.setattr(time, "time_ns", lambda: 1_234_567_890_123_456_789)
+    written = receive(part)
+    assert written["mtime_ns"] == part.stat().st_mtime_ns == 1_234_567_890_123_456_789
+
+
 def test_A6_nobody_writes_to_what_is_claimed(part: Path) -> None:
     written = receive(part)
     busy = pytest.raises(LockTimeout, match="an earlier transfer has not ended after 0 s")
