@@ -266,7 +266,8 @@ class Receiver:
         Raises :class:`TransferFailed` unless the file has exactly the sender's content.
         """
         try:
-            frames.write_manifest(pipe, self.manifest, self._stall)
+            with contextlib.suppress(BrokenPipeError):  # what the sender has said is the reason
+                frames.write_manifest(pipe, self.manifest, self._stall)
             with Pipeline(2) as work:
                 kind, offset, data = self._take_all(pipe, work)
         except EOFError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from onestor_lib.agent import transfer
-from onestor_lib.agent.errors import LockTimeout, TransferFailed
+from onestor_lib.agent import frames, transfer
+from onestor_lib.agent.errors import LockTimeout, NoSpace, TransferFailed
 
 CONTENT = b"what was received"
 
@@ -105,6 +106,38 @@ def test_A6_a_receiver_of_an_earlier_try_cannot_empty_what_is_published(
     stale.join()
     assert [type(error) for error in met] == [FileNotFoundError]
     assert part.with_name("published").read_bytes() == CONTENT
+
+
+class GivenUp:
+    """A connection whose other end is gone; what that has said last can still be read."""
+
+    def __init__(self) -> None:
+        self.said, self.is_open = bytearray(), True
+
+    def write(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
+        if not self.is_open:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        self.said += data
+
+    def read_exactly(self, count: int, timeout: float) -> bytearray:
+        block = self.said[:count]
+        del self.said[:count]
+        if len(block) < count:
+            raise EOFError
+        return block
+
+
+def test_A3_a_sender_that_has_gone_before_it_was_asked(part: Path) -> None:
+    """A broken link, which may be better next time, unless it has given another reason."""
+    pipe = GivenUp()
+    pipe.is_open = False
+    with receiver(part) as gone, pytest.raises(TransferFailed, match="the sender went away"):
+        gone.receive(pipe)
+    pipe.is_open = True
+    frames.write_error(pipe, NoSpace("send", "full"), 1.0)
+    pipe.is_open = False
+    with receiver(part) as gone, pytest.raises(NoSpace, match="full"):
+        gone.receive(pipe)
 
 
 def test_what_is_told_of_is_how_far_an_earlier_try_has_been_digested(
