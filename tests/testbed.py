@@ -8,6 +8,7 @@ that OpenNebula's `onehost sync` makes, and the stand-in for oned calls the driv
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -127,11 +128,12 @@ class Testbed:
         """Every file below a directory of a node, dot files included, with its size in bytes."""
         root = node.path(below)
         found = {}
-        for path in sorted(root.rglob("*")):
-            with contextlib.suppress(FileNotFoundError):  # a running action has removed it
-                if path.is_symlink() or not path.is_dir():
+        for directory, below_it, names in os.walk(root):  # passes over what vanishes meanwhile
+            links = [name for name in below_it if os.path.islink(f"{directory}/{name}")]
+            for path in [Path(directory, name) for name in (*names, *links)]:
+                with contextlib.suppress(FileNotFoundError):  # a running action has removed it
                     found[str(path.relative_to(root))] = path.lstat().st_size
-        return found
+        return dict(sorted(found.items()))
 
     def leftovers(self) -> list[str]:
         """Temporaries anywhere, and processes of onestor that have no business any more."""

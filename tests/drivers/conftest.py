@@ -19,7 +19,7 @@ from onestor_lib.agent import crashpoints
 from tests.cluster import Node
 from tests.oned import objects
 from tests.oned.mads import Transfer, TransferMad
-from tests.oned.objects import Image, Vm
+from tests.oned.objects import Datastore, Image, Vm
 from tests.oned.reply import Reply
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed, running_testbed
 
@@ -110,6 +110,17 @@ def unfinished(bed: Testbed) -> list[str]:
     ]
 
 
+def part_bytes(node: Node) -> int:
+    """What has come so far of images that are on their way, in bytes on the disk."""
+    found = 0
+    for directory, _, names in os.walk(node.path(DATASTORES)):
+        for name in names:
+            if name.endswith(".part"):
+                with contextlib.suppress(FileNotFoundError):  # it is an entry now
+                    found += os.stat(f"{directory}/{name}").st_blocks * 512
+    return found
+
+
 # The cache: what tests set, start, hold and count.
 
 
@@ -147,14 +158,20 @@ class Clone:
 
 
 def start_clone(
-    bed: Testbed, image: Image, host: Node, *, crash_at: str = "", **attributes: str
+    bed: Testbed,
+    image: Image,
+    host: Node,
+    *,
+    crash_at: str = "",
+    system: Datastore | None = None,
+    **attributes: str,
 ) -> Clone:
     """Start the clone of a new VM; ``crash_at`` is for this action alone."""
     vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, **attributes)])
-    bed.cloud.place(vm, host.name, bed.system)
+    bed.cloud.place(vm, host.name, system or bed.system)
     bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
     source = f"fe:{image.source}"
-    target = f"{host.name}:{bed.disk_path(vm)}"
+    target = f"{host.name}:{bed.disk_path(vm, datastore=system)}"
     line = f"CLONE onestor {source} {target} {vm.id} {image.datastore_id}"
     mad = TransferMad(bed.frontend, bed.cloud.version)
     mad.environment.update({crashpoints.VARIABLE: crash_at} if crash_at else {})
@@ -167,6 +184,15 @@ def clone(bed: Testbed, image: Image, host: Node, **attributes: str) -> Vm:
     reply = bed.oned.instantiate(vm, host.name, bed.system)
     assert reply.success, reply.error
     return vm
+
+
+def bridged(bed: Testbed, image: Image, bridge: Node, *hosts: str) -> Node:
+    """Move an image to a bridge host: the front-end has it no more."""
+    bridge.write(entry_of(image), bed.frontend.read(entry_of(image)), mode=0o660)
+    bed.frontend.run(["rm", entry_of(image), companion(image, "manifest")])
+    bed.images.template["BRIDGE_LIST"] = " ".join(hosts or [bridge.name])
+    bed.cloud.save(bed.images)
+    return bridge
 
 
 def forget_log(bed: Testbed) -> None:
@@ -237,6 +263,16 @@ sys.exit(boundary.run("tm", "try", sys.argv[1:], work))
 def agent_call_argv(host: Node, operation: str, rounds: int = 1, **facts: Any) -> list[str]:
     """The command line that, on the front-end, makes a host's agent do something."""
     return ["/usr/bin/python3", "-c", _CALL, host.name, operation, json.dumps(facts), str(rounds)]
+
+
+def agents(node: Node) -> list[int]:
+    """The agents at work on a node, by their pids there."""
+    return [
+        pid
+        for pid, argv in node.processes()
+        if os.path.basename(argv[0]).startswith("python3")
+        and any("onestor_bootstrap" in word for word in argv)
+    ]
 
 
 CALL_ENVIRONMENT = {**AGENT, "PYTHONPATH": REMOTES, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -16,6 +16,7 @@ from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
     SOURCES,
     agent_call,
+    bridged,
     cached_names,
     clone,
     companion,
@@ -23,6 +24,7 @@ from tests.drivers.conftest import (
     digest,
     entry_of,
     forget_log,
+    part_bytes,
     program_before,
     same_content,
     start_clone,
@@ -156,14 +158,14 @@ def running_agents(bed: Testbed) -> list[str]:
 
 def test_A5_nobody_who_waits_gives_up_while_the_fill_makes_progress(bed: Testbed) -> None:
     configure_system(bed, REPLICA_HOST="host03")
-    bed.configure("REPLICA_COPY_LOCK_TIMEOUT=7\n")  # a sign of progress comes every 5 s
+    bed.configure("REPLICA_COPY_LOCK_TIMEOUT=2\n")  # a sign of progress comes every 0.5 s
     replica = bed.hosts[2]
-    replica.limit_rate(14)
+    replica.limit_rate(28)
     image = bed.image(BIG)
     begin = time.monotonic()
     running = [start_clone(bed, image, bed.hosts[number % 2]) for number in range(6)]
     wait_until(lambda: cached_names(bed, replica), "the replica has it", timeout=60)
-    assert time.monotonic() - begin > 8, "longer than anybody would wait without progress"
+    assert time.monotonic() - begin > 4, "longer than anybody would wait without progress"
     replica.unlimit_rate()
     for each in running:
         reply = each.wait()
@@ -177,16 +179,16 @@ def test_A2_B4_the_entry_has_its_name_when_it_is_complete(bed: Testbed) -> None:
     configure_system(bed, REPLICA_HOST="host03")
     host, replica = bed.hosts[0], bed.hosts[2]
     image = bed.image(BIG)
-    host.limit_rate(40)
-    replica.limit_rate(40)
+    host.limit_rate(80)
+    replica.limit_rate(80)
     first = start_clone(bed, image, host)
     for node in (replica, host):
         wait_until(lambda: part_bytes(node) > 4 * MB, f"the image comes to {node.name}", 30)  # noqa: B023
         assert cached_names(bed, node) == set()
         assert not host.exists(bed.disk_path(first.vm))
-    assert first.wait().success
     host.unlimit_rate()
     replica.unlimit_rate()
+    assert first.wait().success
     with host.path(entry_of(image)).open("rb") as reader:  # one who is still reading
         new = random.Random(2).randbytes(16 * MB)
         replace(bed, image, new)
@@ -195,10 +197,49 @@ def test_A2_B4_the_entry_has_its_name_when_it_is_complete(bed: Testbed) -> None:
         assert reader.read() == bed.frontend.read(BIG)
 
 
-def part_bytes(node: Node) -> int:
-    """What has come so far of images that are on their way, in bytes."""
-    root = node.path(DATASTORES)
-    return sum(path.stat().st_blocks * 512 for path in root.rglob("*.part"))
+def test_A4_a_host_receives_what_the_replica_still_fetches(bed: Testbed, noise: str) -> None:
+    """Both links are busy at once: the replica's entry has no name yet when bytes leave it."""
+    configure_system(bed, REPLICA_HOST="host03")
+    host, replica = bed.hosts[0], bed.hosts[2]
+    image = bed.image(noise)
+    for node in (host, replica):
+        node.limit_rate(300)
+    before = host.bytes_received()
+    running = start_clone(bed, image, host)
+    wait_until(lambda: host.bytes_received() - before > 4 * MB, "the image comes", timeout=30)
+    assert cached_names(bed, replica) == set()
+    for node in (host, replica):
+        node.unlimit_rate()
+    reply = running.wait()
+    assert reply.success, reply.error
+    assert digest(host, bed.disk_path(running.vm)) == digest(bed.frontend, noise)
+    assert "could not be followed" not in bed.log()
+    assert host.bytes_received() - before < 1.1 * 128 * MB + CONTROL, "no byte came twice"
+
+
+def test_K10_fills_over_one_link_keep_its_rate_together(bed: Testbed) -> None:
+    bed.configure("REPLICA_BWLIMIT_MB_S=12\n")
+    host = bed.hosts[0]
+    images = bed.image(BIG), bed.image(BIG)
+    before = host.bytes_received()
+    running = [start_clone(bed, image, host) for image in images]
+
+    def arrived() -> int:
+        return host.bytes_received() - before
+
+    wait_until(lambda: arrived() > 2 * MB, "the images come", timeout=30)
+    begin = time.monotonic()
+    wait_until(lambda: arrived() > 30 * MB, "nearly all has come", timeout=30)
+    seconds = time.monotonic() - begin
+    for each in running:
+        reply = each.wait()
+        assert reply.success, reply.error
+        assert digest(host, bed.disk_path(each.vm)) == digest(bed.frontend, BIG)
+    # 28 MiB at 12 MB/s; each at a rate of its own they would take half of that.
+    assert 1.7 < seconds < 10
+    assert sorted(ways(bed)) == [("fe", "host01")] * 2
+    links = [name for name in bed.files(bed.frontend) if name.startswith(".onestor-link-")]
+    assert len(links) == 1
 
 
 # Hits, and what counts as one
@@ -279,15 +320,6 @@ def test_A10_A11_A12_A13_other_content_of_the_same_size_and_age_is_noticed(
     replace(bed, image, bytes(new), where=origin)
     vm = clone(bed, image, host)
     assert host.read(bed.disk_path(vm)) == new
-
-
-def bridged(bed: Testbed, image: Image, bridge: Node, *hosts: str) -> Node:
-    """Move an image to a bridge host: the front-end has it no more."""
-    bridge.write(entry_of(image), bed.frontend.read(entry_of(image)), mode=0o660)
-    bed.frontend.run(["rm", entry_of(image), companion(image, "manifest")])
-    bed.images.template["BRIDGE_LIST"] = " ".join(hosts or [bridge.name])
-    bed.cloud.save(bed.images)
-    return bridge
 
 
 @pytest.mark.parametrize(
@@ -770,7 +802,8 @@ def test_C14_an_unknown_base_is_set_aside(bed: Testbed) -> None:
     host.write(f"{disk}.base", "the base of a disk that somebody has saved")
     assert bed.oned.instantiate(vm, "host01", bed.system).success
     assert same_content(bed, host, disk, "qcow2", QCOW2)
-    (aside,) = [name for name in bed.files(host) if name.endswith(".unknown")]
+    (aside,) = [name for name in bed.files(host) if ".unknown/" in name]
+    assert os.path.basename(aside) == "disk.0.base", "a disk would find it under its old name"
     assert host.read(f"{DATASTORES}/{aside}").startswith(b"the base of a disk")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import time
@@ -22,6 +23,7 @@ from tests.drivers.conftest import (
     entry_of,
     forget_log,
     lock_held,
+    part_bytes,
     program_before,
     same_content,
     start_clone,
@@ -81,7 +83,7 @@ def full_unnoticed(bed: Testbed, replica: Node, image: Image) -> Iterator[None]:
     replica.limit_rate(60)
     running = start_clone(bed, image, bed.hosts[1])
     try:
-        wait_until(lambda: bytes_of_parts(replica) > 0, "the image comes")
+        wait_until(lambda: part_bytes(replica) > 0, "the image comes")
         replica.run(["/usr/bin/python3", "-c", script])
         reply = running.wait()
         assert reply.success, reply.error
@@ -179,11 +181,6 @@ def test_A18_C1_a_replica_that_fills_up_while_the_image_comes(bed: Testbed) -> N
         assert [name for name in unfinished(bed) if "host03" in name] == []
         (vm,) = bed.cloud.vms.values()
         assert digest(bed.hosts[1], bed.disk_path(vm)) == digest(bed.frontend, BIG)
-
-
-def bytes_of_parts(node: Node) -> int:
-    root = node.path(DATASTORES)
-    return sum(path.stat().st_blocks * 512 for path in root.rglob("*.part"))
 
 
 def test_A18_the_next_replica_of_the_list(bed: Testbed) -> None:
@@ -324,6 +321,46 @@ def test_A8_a_scrub_tells_how_many_disks_share_the_damage(bed: Testbed) -> None:
     assert same_content(bed, host, bed.disk_path(vm), "qcow2", QCOW2)
 
 
+def test_A8_A9_damage_of_the_entry_and_of_its_manifest_at_once(bed: Testbed) -> None:
+    """The manifest tells no more what is right; the record's digest of the whole does."""
+    configure_system(bed, REPLICA_HOST="host03")
+    replica, other = bed.hosts[2], bed.hosts[1]
+    image = bed.image(BIG)
+    clone(bed, image, bed.hosts[0])
+    flip(replica, entry_of(image), 2 * MB + 77)
+    sidecar = companion(image, "sidecar")
+    flip(replica, sidecar, len(replica.read(sidecar)) - 40)
+    vm = clone(bed, image, other)
+    assert digest(other, bed.disk_path(vm)) == digest(bed.frontend, BIG)
+    assert digest(other, entry_of(image)) == digest(bed.frontend, BIG)
+    (warning,) = warnings(bed)
+    assert "host03" in warning
+
+
+@pytest.mark.parametrize(("where", "replica"), [("host01", ""), ("host01", "host03"), ("fe", "")])
+def test_A8_damage_of_the_original_is_told_and_goes_nowhere(
+    bed: Testbed, where: str, replica: str
+) -> None:
+    configure_system(bed, REPLICA_HOST=replica)
+    node = bed.cluster.node(where)
+    image = bed.image(BIG)
+    flip(bed.frontend, entry_of(image), 3 * MB)
+    vm = bed.vm(image)
+    reply = bed.oned.instantiate(vm, where, bed.system)
+    assert not reply.success
+    assert len([line for line in reply.result.stderr.splitlines() if "WARN" not in line]) == 1
+    assert reply.error.startswith("read image")
+    assert entry_of(image) in reply.error
+    assert companion(image, "manifest") in reply.error
+    assert vm_files(bed, node) == {}
+    assert where == "fe" or cached_names(bed, node) == set()
+    assert unfinished(bed) == []
+    # As the error says, who has wanted the change makes it count by removing the manifest.
+    bed.frontend.run(["rm", companion(image, "manifest")])
+    assert bed.oned.retry_prolog(vm).success
+    assert digest(node, bed.disk_path(vm)) == digest(bed.frontend, entry_of(image))
+
+
 _FLIP_IN_TRANSIT = """
 import os, subprocess, sys
 child = subprocess.Popen(["/usr/bin/python3", *sys.argv[1:]], stdin=subprocess.PIPE)
@@ -363,14 +400,15 @@ def test_A8_a_byte_that_changes_in_transit(bed: Testbed) -> None:
 def test_A19_a_replica_that_falls_silent_holds_nobody_up(bed: Testbed) -> None:
     """In the middle of its transfer; those who wait for that one go on, too."""
     configure_system(bed, REPLICA_HOST="host03")
-    bed.configure("CONNECT_TIMEOUT=2\nSTALL_TIMEOUT=2\nREPLICA_COPY_LOCK_TIMEOUT=5\n")
+    # Who waits for a lock has more patience than a silence and the end of its connection take.
+    bed.configure("CONNECT_TIMEOUT=2\nSTALL_TIMEOUT=2\nREPLICA_COPY_LOCK_TIMEOUT=12\n")
     host, replica = bed.hosts[0], bed.hosts[2]
     image = bed.image(BIG)
     clone(bed, image, bed.hosts[1])
     forget_log(bed)
     replica.limit_rate(40)
     running = [start_clone(bed, image, host) for _ in range(3)]
-    wait_until(lambda: bytes_of_parts(host) > MB, "the image comes", timeout=30)
+    wait_until(lambda: part_bytes(host) > MB, "the image comes", timeout=30)
     replica.cut()
     begin = time.monotonic()
     for each in running:
@@ -393,7 +431,7 @@ def test_A6_a_dead_machine_holds_no_lock(bed: Testbed) -> None:
     image = bed.image(BIG)
     replica.limit_rate(40)
     running = start_clone(bed, image, bed.hosts[0])
-    wait_until(lambda: bytes_of_parts(replica) > MB, "the image comes", timeout=30)
+    wait_until(lambda: part_bytes(replica) > MB, "the image comes", timeout=30)
     replica.kill()
     running.call.kill(9)  # it would wait for 40 s, as ssh does
     assert not running.wait().success
@@ -405,6 +443,53 @@ def test_A6_a_dead_machine_holds_no_lock(bed: Testbed) -> None:
     assert transfers(bed)[0].bytes < 16 * MB
     assert warnings(bed) == []
     assert unfinished(bed) == []
+
+
+def test_A5_two_hosts_that_wait_for_each_other(bed: Testbed) -> None:
+    """Each is the other's replica, and both have begun to fill: neither waits for ever."""
+    bed.configure("REPLICA_COPY_LOCK_TIMEOUT=4\n")
+    image = bed.image(BIG)
+    one, other = bed.hosts[0], bed.hosts[1]
+    systems = [
+        bed.cloud.add_system_datastore(id=number, REPLICA_HOST=replica.name)
+        for number, replica in ((105, other), (106, one))
+    ]
+    try:
+        with contextlib.ExitStack() as stack:
+            # Nobody gets room before both have the locks that the other will wait for.
+            for node in (one, other):
+                stack.enter_context(lock_held(node, f"{DATASTORES}/.onestor-cache.lock"))
+            running = [
+                start_clone(bed, image, node, system=system)
+                for node, system in zip((one, other), systems)
+            ]
+            for node in (one, other):
+                wait_until(lambda: is_locked(node, companion(image, "lock")), "it fills")  # noqa: B023
+        begin = time.monotonic()
+        for each, system in zip(running, systems):
+            reply = each.wait()
+            assert reply.success, reply.error
+            disk = bed.disk_path(each.vm, datastore=system)
+            assert digest(each.host, disk) == digest(bed.frontend, BIG)
+        assert time.monotonic() - begin < 25
+    finally:
+        for system in systems:
+            bed.cloud.delete(system)
+    assert any("still held by" in line for line in warnings(bed))
+    wait_until(lambda: bed.leftovers() == [], "all have ended")
+    assert unfinished(bed) == []
+
+
+def is_locked(node: Node, path: str) -> bool:
+    """Whether somebody holds a lock of a node so that nobody can share it."""
+    if not node.exists(path):
+        return False
+    with node.path(path).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "pid" in node.read(path).decode()
+    return False
 
 
 # Who is named

@@ -154,7 +154,7 @@ def test_C3_A6_clone_with_all_steps_after_a_crash(bed: Testbed, point: str) -> N
         host.run(check)
     assert_repeat_cleans_up(bed, vm)
     assert same_content(bed, host, disk, "qcow2", QCOW2)
-    unknown = [name for name in bed.files(host) if name.endswith(".unknown")]
+    unknown = [name for name in bed.files(host) if ".unknown/" in name]
     assert [host.read(f"{DATASTORES}/{name}") for name in unknown] == [b"somebody's only copy"]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import SOURCES, cached_names, digest, vm_files
+from tests.drivers.conftest import SOURCES, cached_names, digest, part_bytes, vm_files
 from tests.oned import objects
 from tests.oned.mads import PATH
 from tests.oned.oned import RequestFailed
@@ -254,7 +254,7 @@ def test_K7_K8_network_cut_in_the_middle_of_a_transfer(bed: Testbed) -> None:
     call = bed.oned.transfer_mad.start_line(
         f"CLONE onestor fe:{image.source} host01:{bed.disk_path(vm)} {vm.id} 101"
     )
-    wait_until(lambda: temporary_bytes(host) > 1 << 20, "data arrives")
+    wait_until(lambda: part_bytes(host) > 1 << 20, "data arrives")
     host.cut()
     begin = time.monotonic()
     reply = call.wait()
@@ -265,12 +265,6 @@ def test_K7_K8_network_cut_in_the_middle_of_a_transfer(bed: Testbed) -> None:
     wait_until(lambda: bed.leftovers() == [], "the host has cleaned up", timeout=90)
     assert vm_files(bed, host) == {}
     assert cached_names(bed, host) == set()
-
-
-def temporary_bytes(host: Node) -> int:
-    """Blocks that unfinished files have got so far, in bytes."""
-    root = host.path(DATASTORES)
-    return sum(path.stat().st_blocks * 512 for path in root.rglob("*.part"))
 
 
 @pytest.mark.parametrize("check", ["YES", "NO"])
@@ -455,7 +449,7 @@ def check_interrupted(bed: Testbed, signum: int) -> None:
     call = bed.oned.transfer_mad.start_line(
         f"CLONE onestor fe:{image.source} host01:{bed.disk_path(vm)} {vm.id} 101"
     )
-    wait_until(lambda: temporary_bytes(host) > 1 << 20, "data arrives")
+    wait_until(lambda: part_bytes(host) > 1 << 20, "data arrives")
     call.kill(signum)
     assert not call.wait().success
     host.unlimit_rate()

@@ -8,14 +8,23 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import SOURCES, digest
+from tests.drivers.conftest import (
+    SOURCES,
+    agents,
+    bridged,
+    companion,
+    configure_system,
+    digest,
+    lock_held,
+    start_clone,
+)
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
 
 pytestmark = pytest.mark.cluster
 
 CONFIG = "/var/lib/one/.ssh/config"
 KNOWN = "/var/lib/one/.ssh/known_hosts"
-SMALL = f"{SOURCES}/small.img"
+SMALL, BIG = f"{SOURCES}/small.img", f"{SOURCES}/big.img"
 
 
 @contextlib.contextmanager
@@ -207,6 +216,49 @@ def test_C12_the_hop_that_fails_is_named_with_both_ends(bed: Testbed) -> None:
     reply = bed.oned.instantiate(vm, "host01", bed.system)
     assert "from fe to host01" in reply.error
     assert "Host key verification failed" in reply.error
+
+
+def lent(node: Node) -> list[bool]:
+    """Of each agent at work on a node, whether it has been lent the front-end's ssh-agent."""
+    return sorted(
+        b"SSH_AUTH_SOCK=" in node.path(f"/proc/{pid}/environ").read_bytes() for pid in agents(node)
+    )
+
+
+def test_C12_the_ssh_agent_is_lent_only_to_who_fetches(bed: Testbed) -> None:
+    """Clones that wait for a lock, so that their agents can be looked at."""
+    configure_system(bed, REPLICA_HOST="host03")
+    host, replica = bed.hosts[0], bed.hosts[2]
+    image = bed.image(SMALL)
+    with lock_held(replica, companion(image, "lock")):
+        cold = start_clone(bed, image, host)
+        wait_until(lambda: agents(replica), "the replica is asked")
+        assert lent(host) == [False, True], "one places the disk, the other fetches the image"
+        assert lent(replica) == [False]
+    assert cold.wait().success
+    wait_until(lambda: not agents(host), "that one has ended")
+    with lock_held(host, companion(image, "lock")):
+        warm = start_clone(bed, image, host)
+        wait_until(lambda: agents(host), "the disk is placed")
+        assert lent(host) == [False]
+    assert warm.wait().success
+
+
+def test_C12_the_ssh_agent_is_lent_to_a_bridge_host_when_it_sends(bed: Testbed) -> None:
+    host, bridge = bed.hosts[0], bed.hosts[1]
+    image = bed.image(BIG)
+    bridged(bed, image, bridge)
+    with lock_held(host, companion(image, "lock")):
+        running = start_clone(bed, image, host)
+        wait_until(lambda: agents(host), "the disk is placed")
+        assert lent(bridge) == [False], "it has described the image"
+        host.limit_rate(40)
+    before = host.bytes_received()
+    wait_until(lambda: host.bytes_received() - before > 1 << 20, "the image comes", timeout=30)
+    assert lent(bridge) == [False, True]
+    host.unlimit_rate()
+    assert running.wait().success
+    assert digest(host, bed.disk_path(running.vm)) == digest(bed.frontend, BIG)
 
 
 def test_odd_comments_in_key_files(bed: Testbed) -> None:
