@@ -113,7 +113,8 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
     companions = [image.parent / (image.name + ending) for ending in (".snap", ".md5sum")]
     there = [publish.remove(companion) for companion in companions]
     entry = Entry(image)
-    if entry.is_hidden and os.path.lexists(entry.sidecar):  # this machine's cache had it, too
+    was_cached = any(map(os.path.lexists, (entry.lock, entry.image)))
+    if entry.is_hidden and was_cached:  # by this machine; else no lock file is to be made for it
         with locks.exclusive_now(entry.lock, purpose="remove") as free:
             if free:
                 entry.drop()
