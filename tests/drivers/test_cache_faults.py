@@ -22,6 +22,7 @@ from tests.drivers.conftest import (
     digest,
     entry_of,
     forget_log,
+    impatient,
     lock_held,
     part_bytes,
     program_before,
@@ -407,20 +408,21 @@ def test_A19_a_replica_that_falls_silent_holds_nobody_up(bed: Testbed) -> None:
     clone(bed, image, bed.hosts[1])
     forget_log(bed)
     replica.limit_rate(40)
-    running = [start_clone(bed, image, host) for _ in range(3)]
-    wait_until(lambda: part_bytes(host) > MB, "the image comes", timeout=30)
-    replica.cut()
-    begin = time.monotonic()
-    for each in running:
-        reply = each.wait()
-        assert reply.success, reply.error
-        assert digest(host, bed.disk_path(each.vm)) == digest(bed.frontend, BIG)
-    assert time.monotonic() - begin < 40
-    assert ways(bed) == [("fe", "host01")]
-    replica.heal()
-    replica.unlimit_rate()
-    assert len(warnings(bed)) == 1
-    wait_until(lambda: bed.leftovers() == [], "the replica has noticed", timeout=60)
+    with impatient(bed):
+        running = [start_clone(bed, image, host) for _ in range(3)]
+        wait_until(lambda: part_bytes(host) > MB, "the image comes", timeout=30)
+        replica.cut()
+        begin = time.monotonic()
+        for each in running:
+            reply = each.wait()
+            assert reply.success, reply.error
+            assert digest(host, bed.disk_path(each.vm)) == digest(bed.frontend, BIG)
+        assert time.monotonic() - begin < 40
+        assert ways(bed) == [("fe", "host01")]
+        replica.heal()
+        replica.unlimit_rate()
+        assert len(warnings(bed)) == 1
+        wait_until(lambda: bed.leftovers() == [], "the replica has noticed", timeout=60)
 
 
 def test_A6_a_dead_machine_holds_no_lock(bed: Testbed) -> None:

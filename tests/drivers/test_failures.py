@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import SOURCES, cached_names, digest, part_bytes, vm_files
+from tests.drivers.conftest import SOURCES, cached_names, digest, impatient, part_bytes, vm_files
 from tests.oned import objects
 from tests.oned.mads import PATH
 from tests.oned.oned import RequestFailed
@@ -251,18 +251,19 @@ def test_K7_K8_network_cut_in_the_middle_of_a_transfer(bed: Testbed) -> None:
     bed.cloud.place(vm, "host01", bed.system)
     bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
     host.limit_rate(20)
-    call = bed.oned.transfer_mad.start_line(
-        f"CLONE onestor fe:{image.source} host01:{bed.disk_path(vm)} {vm.id} 101"
-    )
-    wait_until(lambda: part_bytes(host) > 1 << 20, "data arrives")
-    host.cut()
-    begin = time.monotonic()
-    reply = call.wait()
-    assert time.monotonic() - begin < 90
-    assert not reply.success
-    assert "host01" in reply.error
-    host.heal()
-    wait_until(lambda: bed.leftovers() == [], "the host has cleaned up", timeout=90)
+    with impatient(bed):
+        call = bed.oned.transfer_mad.start_line(
+            f"CLONE onestor fe:{image.source} host01:{bed.disk_path(vm)} {vm.id} 101"
+        )
+        wait_until(lambda: part_bytes(host) > 1 << 20, "data arrives")
+        host.cut()
+        begin = time.monotonic()
+        reply = call.wait()
+        assert time.monotonic() - begin < 45
+        assert not reply.success
+        assert "host01" in reply.error
+        host.heal()
+        wait_until(lambda: bed.leftovers() == [], "the host has cleaned up", timeout=90)
     assert vm_files(bed, host) == {}
     assert cached_names(bed, host) == set()
 
