@@ -280,6 +280,7 @@ def test_trap_8_delete_overlaps_a_cancelled_clone(bed: Testbed) -> None:
     assert all(reply.success for reply in bed.oned.recover_delete(vm))
     host.unlimit_rate()
     assert clone.join(30)
+    wait_until(lambda: bed.leftovers() == [], "the agent has noticed that its action has ended")
     assert vm_files(bed, host) in ({}, {"102/.monitor": 8})
     assert "deleted" in bed.log().splitlines()[-1]
 
