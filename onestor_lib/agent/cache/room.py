@@ -71,9 +71,8 @@ def reserve(
 ) -> None:
     """Make room for a fill of ``size`` bytes and reserve it; the caller holds the entry's lock.
 
-    ``headroom`` more bytes must be free then.
-
-    Raises :class:`CacheFailed` when there is not enough room to be had.
+    ``headroom`` more bytes must be free then. Raises :class:`CacheFailed` when there is not enough
+    room to be had.
     """
     root = entry.path.parent.parent
     purpose = f"make room for {entry.path.name}"
@@ -107,9 +106,9 @@ def orphan_candidates(directory: Path, age: float) -> list[str]:
 
 def drop_idle(path: Path, reason: str, say: Say) -> None:
     """Remove the entry ``path`` unless somebody uses it just now."""
-    entry = Entry(path)
-    with locks.exclusive_now(entry.lock, purpose="evict") as free:
+    with locks.exclusive_now(Entry(path).lock, purpose="evict") as free:
         if free:
+            entry = Entry(path)
             entry.drop()
             say("INFO", f"{entry.image} left the cache: {reason}")
 
@@ -249,8 +248,8 @@ def _counted(directory: str) -> int:
 
 
 def _by_use(stored: list[_Stored]) -> list[_Stored]:
-    """What to evict first: parts that nobody fills on, then what was not used for longest."""
-    return sorted(stored, key=lambda each: (not each.part_bytes, each.used))
+    """What to evict first: parts without an entry, then what was not used for longest."""
+    return sorted(stored, key=lambda each: (each.bytes > 0, each.used))
 
 
 def _can_go(each: _Stored, limits: Limits) -> bool:
