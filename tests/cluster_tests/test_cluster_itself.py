@@ -398,7 +398,8 @@ def test_kill_program_ends_the_program_alone(host: Node) -> None:
         process.kill_program()
         assert process.wait(5) == -signal.SIGKILL
     assert child is not None
-    assert (int(child), ["sleep", "1000"]) in host.processes()
+    left = int(child), ["sleep", "1000"]  # it has that argv when it has come to exec
+    wait_until(lambda: left in host.processes(), "the child lives on")
     host.run(["kill", child.strip()])
 
 
