@@ -150,10 +150,10 @@ class Sender:
     def _report(self, done: int, total: int) -> None:
         if time.monotonic() - self._reported > _REPORT:
             self._on_progress(done, total)
-            self._sign_of_life(done)
+            self._sign_of_life()
 
-    def _sign_of_life(self, done: int = 0) -> None:
-        self._frame(b"P", done)
+    def _sign_of_life(self) -> None:
+        self._frame(b"P", 0)
         self._reported = time.monotonic()
 
 

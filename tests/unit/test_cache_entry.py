@@ -208,13 +208,13 @@ class TestParts:
         entry = Entry(path)
         entry.journal.write_bytes(content)
         assert entry.read_journal() == {}
-        entry.reserve(5, version_of(CONTENT))
+        entry.reserve(5)
         assert entry.read_journal()["reserved"] == 5
 
     def test_a_reservation_keeps_the_part_known(self, path: Path) -> None:
         entry = Entry(path)
         part, _ = entry.new_part(seed=True)
-        entry.reserve(5, version_of(CONTENT))
+        entry.reserve(5)
         assert entry.part() == part
 
     def test_A6_K16_a_part_that_nobody_knows_goes_with_the_next_fill(
@@ -403,7 +403,7 @@ def test_A14_files_beside_an_image_are_not_taken_for_entries(path: Path) -> None
         path.with_name(name).write_text("")
     assert entries.names_in(path.parent) == set()
     fill(path.with_name("0c"), CONTENT)
-    Entry(path.with_name("0d")).reserve(5, version_of(CONTENT))
+    Entry(path.with_name("0d")).reserve(5)
     path.with_name(f".0e.{'a' * 16}.part").write_text("")
     assert entries.names_in(path.parent) == {"0c", "0d", "0e"}
     assert entries.names_in(path.parent / "missing") == set()

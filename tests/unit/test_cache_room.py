@@ -59,7 +59,7 @@ class Cache:
         path = self.path(name)
         path.parent.mkdir(exist_ok=True)
         room.reserve(
-            Entry(path), int(megabytes * MB), version_of(b""), bounds(**limits),
+            Entry(path), int(megabytes * MB), bounds(**limits),
             headroom=headroom * MB, timeout=timeout, say=self.say,
         )  # fmt: skip
 
@@ -303,7 +303,7 @@ class TestSeveral:
         """Its journal says much, and its lock is ours when we look before we evict."""
         for name, idle in (("killed", 300), ("other", 200)):
             entry = cache.fill(name, 1, idle=idle)
-            entry.reserve(50 * MB, version_of(b""))
+            entry.reserve(50 * MB)
             age(entry.journal, idle)
         cache.reserve("new", 2, max_mb=2)
         assert cache.here == [], "one of them is not enough"
@@ -463,7 +463,7 @@ class TestDamage:
 class TestSweep:
     def part(self, cache: Cache, name: str, idle: float) -> Path:
         entry = fresh(cache, name)
-        entry.reserve(MB, version_of(b""))
+        entry.reserve(MB)
         part, _ = entry.new_part(seed=True)
         part.write_bytes(os.urandom(MB))
         chunks_of(part).write_bytes(b"x")

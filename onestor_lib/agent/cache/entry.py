@@ -72,9 +72,9 @@ class Entry:
         with contextlib.suppress(OSError):
             os.utime(self.sidecar)
 
-    def reserve(self, size: int, version: Version) -> None:
+    def reserve(self, size: int) -> None:
         """Note that a fill for ``size`` bytes begins; a part that lies here stays known."""
-        note = {**self.read_journal(), "reserved": size, "version": version.to_json()}
+        note = {**self.read_journal(), "reserved": size}
         publish.write_file(self.journal, json.dumps(note).encode("ascii") + b"\n")
 
     def read_journal(self) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _fill(call: Dialogue, wanted: Wanted, lock: locks.Held) -> None:
         return
     useful = entry.useful(wanted.needed * _MORE_THAN_ALL // 100 + extents.PAGE)
     room.reserve(
-        entry, max(wanted.needed, useful), wanted.version, wanted.limits, headroom=wanted.headroom,
+        entry, max(wanted.needed, useful), wanted.limits, headroom=wanted.headroom,
         timeout=wanted.lock_timeout, say=call.log,
     )  # fmt: skip
     try:

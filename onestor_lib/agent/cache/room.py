@@ -21,7 +21,6 @@ from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.errors import CacheFailed
 from onestor_lib.agent.space import MB
-from onestor_lib.agent.version import Version
 
 _STEP = "make room in the cache"
 _LOCK = ".onestor-cache.lock"
@@ -62,7 +61,6 @@ class _Stored(NamedTuple):
 def reserve(
     entry: Entry,
     size: int,
-    version: Version,
     limits: Limits,
     *,
     headroom: int,
@@ -81,7 +79,7 @@ def reserve(
         stored = _sweep(stored, entry, limits, say)
         _make_room(stored, root, limits, say, entry=entry, size=size, headroom=headroom)
         crashpoints.reach("room.made")
-        entry.reserve(size, version)
+        entry.reserve(size)
 
 
 def trim(root: Path, limits: Limits, *, timeout: float, say: Say) -> None:
