@@ -24,6 +24,10 @@ from tests.oned.reply import Reply
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed, running_testbed
 
 SOURCES = "/var/tmp"
+# What make_sources() puts there.
+RAW, QCOW2, SMALL, BIG = (
+    f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img", "big.img")
+)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,9 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
+    BIG,
+    QCOW2,
+    RAW,
     SOURCES,
     agent_call,
     bridged,
@@ -41,9 +44,6 @@ from tests.testbed import DATASTORES, Testbed
 
 pytestmark = pytest.mark.cluster
 
-RAW, QCOW2, SMALL, BIG = (
-    f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img", "big.img")
-)
 MB = 1 << 20
 CONTROL = MB  # bytes: more than all connections of a few actions take beside image data
 

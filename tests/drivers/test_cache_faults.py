@@ -13,6 +13,9 @@ import pytest
 
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
+    BIG,
+    QCOW2,
+    SMALL,
     SOURCES,
     agent_call,
     cached_names,
@@ -39,9 +42,6 @@ from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 
-RAW, QCOW2, SMALL, BIG = (
-    f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img", "big.img")
-)
 MB = 1 << 20
 
 

@@ -12,7 +12,8 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
-    SOURCES,
+    QCOW2,
+    RAW,
     cached_names,
     digest,
     same_content,
@@ -24,8 +25,6 @@ from tests.oned.objects import Image, Vm
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.crash]
-
-RAW, QCOW2 = f"{SOURCES}/raw.img", f"{SOURCES}/disk.qcow2"
 
 
 def persistent_image(bed: Testbed) -> Image:

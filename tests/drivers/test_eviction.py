@@ -14,7 +14,10 @@ import pytest
 
 from tests.cluster import Node, NodeProcess, wait_until
 from tests.drivers.conftest import (
+    BIG,
     CALL_ENVIRONMENT,
+    QCOW2,
+    SMALL,
     SOURCES,
     agent_call,
     agent_call_argv,
@@ -38,9 +41,6 @@ from tests.testbed import DATASTORES, Testbed
 
 pytestmark = pytest.mark.cluster
 
-RAW, QCOW2, SMALL, BIG = (
-    f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img", "big.img")
-)
 MB = 1 << 20
 HOUR = 3600.0
 

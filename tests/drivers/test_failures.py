@@ -12,7 +12,17 @@ from collections.abc import Callable
 import pytest
 
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import SOURCES, cached_names, digest, impatient, part_bytes, vm_files
+from tests.drivers.conftest import (
+    BIG,
+    RAW,
+    SMALL,
+    SOURCES,
+    cached_names,
+    digest,
+    impatient,
+    part_bytes,
+    vm_files,
+)
 from tests.oned import objects
 from tests.oned.mads import PATH
 from tests.oned.oned import RequestFailed
@@ -21,7 +31,6 @@ from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 
-RAW, SMALL, BIG = (f"{SOURCES}/{name}" for name in ("raw.img", "small.img", "big.img"))
 BASE = "/var/lib/one//datastores"
 
 

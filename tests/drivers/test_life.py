@@ -7,14 +7,21 @@ import os
 import pytest
 
 from tests.cluster import wait_until
-from tests.drivers.conftest import SOURCES, digest, same_content, vm_files
+from tests.drivers.conftest import (
+    QCOW2,
+    RAW,
+    SMALL,
+    SOURCES,
+    digest,
+    same_content,
+    vm_files,
+)
 from tests.oned import objects
 from tests.oned.probe import probe_monitor_ds
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
 
 pytestmark = pytest.mark.cluster
 
-RAW, QCOW2, SMALL = (f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img"))
 VERSIONS = ("6.4.0", "6.6.3", "6.8.0", "6.10.0", "7.4.1")
 
 
