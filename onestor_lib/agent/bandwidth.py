@@ -20,6 +20,7 @@ _NS = 1_000_000_000
 _LONGEST = 60 * _NS  # a turn farther away than that is a leftover of another boot's clock
 _PATIENCE, _PAUSE = 5.0, 0.001  # seconds
 _BURST = _NS // 20  # what was not used for so long may be caught up with
+_CATCH_UP = 2.0  # seconds, the same for one transfer: bursts of the network must not slow it
 
 
 class Limit:
@@ -54,6 +55,22 @@ class Limit:
         finally:
             os.close(fd)
         return start
+
+
+class Pace:
+    """Keeps one transfer of this process at ``bytes_per_second``, on average."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._free = time.monotonic()
+
+    def wait(self, count: int) -> None:
+        """Return when ``count`` bytes, which have just passed, have taken their time."""
+        duration = count / self._rate
+        now = time.monotonic()
+        self._free = max(self._free, now - max(_CATCH_UP, duration)) + duration
+        if self._free > now:
+            time.sleep(self._free - now)
 
 
 def _lock(fd: int) -> None:

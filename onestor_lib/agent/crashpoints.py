@@ -47,6 +47,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "receive.started": _PLACING,
     "receive.half": _PLACING,
     "receive.ended": _PLACING,
+    "intake.half": _IMPORTING,
     "import.copied": _IMPORTING,
     "import.inspected": _IMPORTING,
     "delete.renamed": ("tm.delete",),

@@ -34,6 +34,9 @@ class Rules(NamedTuple):
                 )  # fmt: skip
 
 
+ANYWHERE = Rules((), ())  # for files that OpenNebula itself has put where they are
+
+
 def open_image(path: str, rules: Rules, *, step: str) -> int:
     """Open the regular file ``path`` for reading under ``rules``; the caller closes it.
 

@@ -441,6 +441,11 @@ class Pipeline:
         if len(self._pending) >= _IN_FLIGHT:
             self._pending.popleft().result()
 
+    def drain(self) -> None:
+        """Wait for all tasks; the first error is raised."""
+        while self._pending:
+            self._pending.popleft().result()
+
     def __enter__(self) -> Pipeline:
         return self
 
@@ -451,5 +456,5 @@ class Pipeline:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True)
-        while error is None and self._pending:
-            self._pending.popleft().result()
+        if error is None:
+            self.drain()

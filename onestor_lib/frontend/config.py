@@ -39,6 +39,14 @@ _DISK = ("disk", "image")
 _SYSTEM = ("system",)
 
 _COMMON = (
+    Attribute("BULK_NICE", "niceness", "10", "nice(1) value of the processes that copy images"),
+    Attribute(
+        "BULK_IONICE",
+        "I/O class",
+        "best-effort:7",
+        'I/O priority of the same: "idle", "best-effort:0" to "best-effort:7", or "none"',
+    ),
+    Attribute("STALL_TIMEOUT", "seconds", "60", "longest time a transfer may stand still"),
     Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
     Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
     Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
@@ -148,14 +156,6 @@ TM_ATTRIBUTES = (
         "MB a second that image transfers over one link (a sending and a receiving machine) share",
         _SYSTEM,
     ),
-    Attribute("BULK_NICE", "niceness", "10", "nice(1) value of the processes that copy images"),
-    Attribute(
-        "BULK_IONICE",
-        "I/O class",
-        "best-effort:7",
-        'I/O priority of the same: "idle", "best-effort:0" to "best-effort:7", or "none"',
-    ),
-    Attribute("STALL_TIMEOUT", "seconds", "60", "longest time a transfer may stand still"),
     *_COMMON,
 )
 
@@ -171,7 +171,56 @@ DATASTORE_ATTRIBUTES = (
     ),
     Attribute("SAFE_DIRS", "words", "/var/tmp", "the exceptions from RESTRICTED_DIRS", ("image",)),
     Attribute(
+        "NO_DECOMPRESS",
+        "yes/no",
+        "NO",
+        "YES: compressed files are stored as they are, as they always are in file datastores",
+        ("image",),
+    ),
+    Attribute(
+        "LIMIT_TRANSFER_BW",
+        "bytes",
+        "",
+        "most bytes a second of one import over http, https or ssh; K, M or G may follow",
+        ("image",),
+    ),
+    Attribute(
+        "INSECURE",
+        "yes/no",
+        "NO",
+        "YES: images may come from https servers whose certificate cannot be trusted",
+        ("image",),
+    ),
+    Attribute(
+        "STAGING_DIR",
+        "path",
+        "",
+        "where new images are put together; without one that is the datastore's own directory",
+        ("image",),
+    ),
+    Attribute(
+        "DD_BLOCK_SIZE", "bytes", "1M", "how much of an image is read at once; K or M may follow"
+    ),
+    Attribute(
         "CHECK_FREE_SPACE", "yes/no", "YES", "fail before a copy when there is no room", ("image",)
+    ),
+    Attribute(
+        "REQUIRE_MOUNT",
+        "yes/no",
+        "NO",
+        "YES: the datastore's directory, or the one above it, must be a mount point. What fstab(5)"
+        " says is to be mounted there has to be in any case",
+        ("image",),
+    ),
+    Attribute(
+        "UNSUPPORTED_FS_DEFAULT",
+        "file system",
+        "",
+        "file system of a new image that asks for one that is not in SUPPORTED_FS; without one"
+        " that is an error",
+    ),
+    Attribute(
+        "STAT_TIMEOUT", "seconds", "10", "longest time to find out the size of a future image"
     ),
     *_COMMON,
 )
@@ -228,6 +277,17 @@ class Settings:
     def megabytes(self, name: str) -> int | None:
         """The value in bytes; None when there is none."""
         return self._number(name, 1, 10**12, "MB") * MB if self._text(name) else None
+
+    def size(self, name: str, least: int, most: int) -> int:
+        """A number of bytes, which K, M or G may follow; 0 when there is none."""
+        if not (value := self._text(name)):
+            return 0
+        match = re.fullmatch(r"([0-9]{1,15})([kKmMgG]?)", value)
+        shift = {"": 0, "k": 10, "m": 20, "g": 30}
+        found = int(match[1]) << shift[match[2].lower()] if match else -1
+        if not least <= found <= most:
+            raise self._bad(name, f"a number of bytes from {least} to {most} (K, M, G may follow)")
+        return found
 
     def words(self, name: str) -> list[str]:
         return self._text(name).split()
@@ -299,3 +359,23 @@ def parse(text: str, path: str) -> dict[str, str]:
             raise InvalidInput(_STEP, f"line {number} is no assignment", path=path)
         values[name] = value
     return values
+
+
+def assignment_in(path: Path, name: str) -> str:
+    """The last assignment to ``name`` in somebody else's shell file; "" when there is none.
+
+    Its other lines are not our business, and no file is no assignment.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = ""
+    for line in text.splitlines():
+        match = re.fullmatch(rf"\s*(?:export\s+)?{re.escape(name)}=(.*)", line)
+        if match:
+            try:
+                found = " ".join(shlex.split(match[1], comments=True))
+            except ValueError:
+                continue
+    return found.strip()

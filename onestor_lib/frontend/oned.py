@@ -51,6 +51,10 @@ class Client:
         """All hosts: what is known of one by its name only has to be looked for there."""
         return self._ask("one.hostpool.info", "the hosts")
 
+    def datastores(self) -> documents.Element:
+        """All datastores, of every kind."""
+        return self._ask("one.datastorepool.info", "the datastores")
+
     def _info(self, kind: str, object_id: int) -> documents.Element:
         return self._ask(f"one.{kind}.info", f"{kind} {object_id}", object_id)
 

@@ -13,6 +13,7 @@ import shlex
 from pathlib import Path
 
 from onestor_lib.agent.errors import InvalidInput
+from onestor_lib.frontend import config
 from onestor_lib.frontend.config import Settings
 
 _NAME = "QCOW2_OPTIONS"
@@ -29,7 +30,7 @@ def effective(settings: Settings) -> list[str]:
     if value := settings.text(_NAME, ".*", "options"):
         return _parse(value, "onestorrc")
     path = _tmrc()
-    return _parse(_read(path), str(path))
+    return _parse(config.assignment_in(path, _NAME), str(path))
 
 
 def _parse(value: str, origin: str) -> list[str]:
@@ -53,20 +54,3 @@ def _refused(value: str, origin: str, why: str) -> InvalidInput:
 def _tmrc() -> Path:
     location = os.environ.get("ONE_LOCATION")  # a self-contained OpenNebula
     return Path(location, "etc/tmrc") if location else Path("/etc/one/tmrc")
-
-
-def _read(path: Path) -> str:
-    """The last assignment in somebody else's shell file; its other lines are not our business."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = ""
-    for line in text.splitlines():
-        match = re.fullmatch(rf"\s*(?:export\s+)?{_NAME}=(.*)", line)
-        if match:
-            try:
-                found = " ".join(shlex.split(match[1], comments=True))
-            except ValueError:
-                continue
-    return found.strip()

@@ -1,4 +1,4 @@
-"""Reading XML that came from outside: no entities, no document types, no network.
+"""Reading XML that came from outside: no entities, no document types, no network; writing some.
 
 The only module that imports lxml, and it does so when the first document is read: start-up time
 is part of every action.
@@ -6,6 +6,7 @@ is part of every action.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onestor_lib.agent.errors import InvalidInput
@@ -60,6 +61,25 @@ def parse(text: bytes, what: str) -> Element:
         return Element(etree.fromstring(text, parser))
     except (etree.XMLSyntaxError, ValueError) as error:
         raise InvalidInput(step, f"it is not XML: {error}") from None
+
+
+def document(root: str, texts: Sequence[tuple[str, str]]) -> str:
+    """A document with one element for each (tag, text), the texts as CDATA sections.
+
+    Raises :class:`InvalidInput` for a text that cannot be written that way.
+    """
+    from lxml import etree
+
+    top = etree.Element(root)
+    for tag, text in texts:
+        step = f"write {tag}"
+        if "]]>" in text:
+            raise InvalidInput(step, f"{text!r} would end a CDATA section")
+        try:
+            etree.SubElement(top, tag).text = etree.CDATA(text)
+        except ValueError:
+            raise InvalidInput(step, f"{text!r} has characters that XML cannot carry") from None
+    return str(etree.tostring(top, encoding="unicode"))
 
 
 def _has_doctype(text: bytes) -> bool:

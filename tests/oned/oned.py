@@ -116,11 +116,58 @@ class Oned:
         self.monitor_datastore(datastore)
         return answer
 
-    def image_action(self, action: str, image: Image) -> Reply:
+    def create_datablock(
+        self, size: int, datastore: Datastore, format: str = "raw", fs: str = ""
+    ) -> Image:
+        """oneimage create of an empty image of `size` MB: MKFS, MONITOR."""
+        image = self.cloud.add_image(
+            datastore, size=size, format=format, fs=fs, type=objects.DATABLOCK,
+            state=objects.LOCKED, prev_state=0,
+        )  # fmt: skip
+        answer = self.image_action("mkfs", image)
+        if answer.success:
+            image.source = reply.made_source(self.cloud.version, answer)
+        return self._made(image, answer, "Error creating datablock")
+
+    def clone_image(self, source: Image, datastore: Datastore | None = None) -> Image:
+        """oneimage clone: CLONE, MONITOR; PATH is what SOURCE is for the other one."""
+        version = self.cloud.version
+        target = datastore or self.cloud.datastores[source.datastore_id]
+        image = self.cloud.add_image(
+            target, path=source.source, size=source.size, format=source.format, type=source.type,
+            cloning_id=source.id, state=objects.LOCKED, prev_state=0,
+        )  # fmt: skip
+        extra = ""
+        if at_least(version, "7.4"):
+            bridges = self.cloud.datastores[source.datastore_id].template.get("BRIDGE_LIST", "")
+            extra = text("SOURCE_BRIDGE_LIST", str(bridges))
+        answer = self.image_action("clone", image, extra)
+        if answer.success:
+            image.source = reply.cloned_source(version, answer)
+            image.format = reply.cloned_format(version, answer) or source.format
+        return self._made(image, answer, "Error cloning from image")
+
+    def snapshot_action(self, action: str, image: Image, snapshot: int) -> Reply:
+        """oneimage snapshot-delete, -revert or -flatten; the id is in TARGET_SNAPSHOT."""
+        image.target_snapshot = snapshot
+        answer = self.image_action(action, image)
+        image.target_snapshot = -1
+        return answer
+
+    def image_action(self, action: str, image: Image, extra: str = "") -> Reply:
         """One datastore action on an image, with the message oned sends; no state changes."""
         datastore = self.cloud.datastores[image.datastore_id]
-        message = self._message(image.xml(self.cloud.version), datastore)
+        message = self._message(image.xml(self.cloud.version), datastore, extra)
         return self.datastore_mad.call(action, datastore.ds_mad, message, image.id)
+
+    def _made(self, image: Image, answer: Reply, prefix: str) -> Image:
+        if answer.success:
+            image.set_state(objects.READY)
+            self.cloud.save(image)
+            self.monitor_datastore(self.cloud.datastores[image.datastore_id])
+        else:
+            self._image_error(image, answer.failure(prefix))
+        return image
 
     def monitor_datastore(self, datastore: Datastore) -> Reply | None:
         """Ask for a datastore's figures; no driver is asked about system datastores that are not

@@ -164,6 +164,12 @@ def cloned_source(version: str, reply: Reply) -> str:
     return reply.info if whole else _first_word(reply)
 
 
+def cloned_format(version: str, reply: Reply) -> str:
+    """oned's reading of clone: from 6.6 on the second word, if there is one, is FORMAT."""
+    words = reply.info.split()
+    return words[1] if at_least(version, "6.6") and len(words) > 1 else ""
+
+
 def size_mb(reply: Reply) -> int:
     """oned's reading of stat: the first word is a number of MB."""
     word = _first_word(reply)

@@ -16,7 +16,7 @@ OPERATIONS = {
     "disk.delete": "disk:delete",
     "directory.delete": "disk:delete_directory",
     "image.describe": "image:describe",
-    "image.import": "image:import_file",
+    "image.create": "image:create",
     "image.measure": "image:measure",
     "image.missing": "image:missing",
     "image.remove": "image:remove",
@@ -31,7 +31,18 @@ OPERATIONS = {
     "transfer.copy": "transfer:copy_here",
     "usage.capacity": "usage:capacity",
     "usage.disks": "usage:disks",
+    "intake.pour": "intake:pour",
+    "intake.receive": "intake:receive",
+    "source.describe": "source:describe",
+    "source.peek": "source:peek",
+    "source.read": "source:read",
     "program.run": "program:run",
+    "cache.drop": "cache:drop",
+    "image.identify": "exporting:identify",
+    "image.make": "formatting:make",
+    "snapshot.delete": "snapshots:delete",
+    "snapshot.revert": "snapshots:revert",
+    "snapshot.flatten": "snapshots:flatten",
 }
 
 

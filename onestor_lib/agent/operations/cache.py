@@ -9,8 +9,15 @@ from typing import Any
 
 from onestor_lib.agent import frames, priority, transfer
 from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache import fill, growing, record, room, scrub
-from onestor_lib.agent.errors import CacheFailed, OnestorError, TransferFailed, from_os_error
+from onestor_lib.agent.errors import (
+    CacheFailed,
+    InvalidInput,
+    OnestorError,
+    TransferFailed,
+    from_os_error,
+)
 from onestor_lib.agent.server import Call
 
 _held: list[fill.Had] = []  # what the connection that this process serves holds
@@ -77,6 +84,20 @@ def trim(call: Call, *, root: str, limits: dict[str, Any], lock_timeout: float) 
     """Evict until the limits are kept; the bytes that are in the cache then."""
     room.trim(Path(root), room.Limits(**limits), timeout=lock_timeout, say=call.log)
     return {"bytes": room.used(Path(root))}
+
+
+def drop(call: Call, *, path: str) -> dict[str, bool]:
+    """Remove the entry of an image that is no more, unless somebody uses it just now.
+
+    A file at ``path`` that is not ours is never touched, and no lock is made where nothing is.
+    """
+    image = Path(path)
+    if not entries.may_be_cached(image, image.parent.parent):
+        raise InvalidInput("drop from the cache", "not the path of an image", path=path)
+    if image.name not in entries.names_in(image.parent):
+        return {"dropped": False}
+    room.drop_idle(image, "its image was removed", call.log)
+    return {"dropped": image.name not in entries.names_in(image.parent)}
 
 
 def _send(

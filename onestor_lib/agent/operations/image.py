@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import (
     crashpoints,
+    deadline,
     extents,
-    image_format,
     locks,
+    measuring,
+    mounts,
     origin,
     paths,
+    priority,
     publish,
     qemu_img,
-    space,
     transfer,
 )
+from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache.entry import Entry
-from onestor_lib.agent.chunks import CHUNK
-from onestor_lib.agent.errors import InvalidInput, OnestorError, from_os_error
+from onestor_lib.agent.chunks import Manifest
+from onestor_lib.agent.errors import InvalidInput, OnestorError, TransferFailed, from_os_error
 from onestor_lib.agent.server import Call
+
+_PATIENCE = 60.0  # seconds for another writer of a temporary to end
 
 
 def describe(call: Call, *, path: str, image_format: str, snapshots: bool) -> dict[str, Any]:
@@ -36,72 +40,89 @@ def missing(call: Call, *, directory: str, names: list[str]) -> dict[str, list[s
     return {"names": origin.missing(Path(directory), names)}
 
 
-def measure(call: Call, *, path: str, rules: dict[str, list[str]], inspect: bool) -> dict[str, Any]:
-    """The size in bytes a file will have as an image: what a guest sees of it."""
-    fd = paths.open_image(path, paths.Rules(**rules), step="stat")
-    try:
-        return {"size": _describe_open(fd, path, inspect, "stat").virtual_size}
-    finally:
-        os.close(fd)
-
-
-def import_file(
+def measure(
     call: Call,
     *,
-    path: str,
-    rules: dict[str, list[str]],
+    source: dict[str, Any],
+    inspect: bool,
+    decompress: bool,
+    told: int,
+    timeout: float,
+) -> dict[str, int]:
+    """The size in bytes a file will have as an image, which is what a guest sees of it.
+
+    No more is read than tells it; ``told`` is the size that somebody has given, 0 for none, which
+    counts when the file does not tell. All of it takes ``timeout`` seconds at most (H12).
+    """
+    return {
+        "size": deadline.within(
+            timeout,
+            lambda: measuring.image_size(
+                source, inspect=inspect, decompress=decompress, told=told, stall=timeout
+            ),
+            step="stat",
+            path=str(source.get("name", source.get("path", ""))),
+        )
+    }
+
+
+def create(
+    call: Call,
+    *,
     base: str,
     name: str,
+    staging: str,
     inspect: bool,
+    known_format: str,
     wanted_format: str,
-    digests: dict[str, str],
+    foreign_to: str,
     sparse: bool,
-    check_space: bool,
     convert_timeout: float,
-) -> dict[str, str]:
-    """Copy a local file into the image datastore ``base`` as ``name``; returns its format.
+    require_mount: bool,
+    bulk: dict[str, Any],
+    step: str,
+    source: str,
+) -> dict[str, Any]:
+    """Make a new image ``name`` in the datastore ``base``; returns its format and size in bytes.
 
-    ``inspect`` False takes the bytes as they are, as "raw" (CDROM images and file datastores).
-    ``digests`` (algorithm to hexadecimal digest) are all compared with what was stored;
-    ``wanted_format`` "" keeps the format of the file. The front-end is asked at the end whether
-    the image is ``wanted`` still (known failure H6).
+    The front-end is asked for the ``content`` of a temporary, which lies in the directory
+    ``staging`` if one is given, and at the end whether the image is ``wanted`` still (known
+    failure H6). ``inspect`` False takes the bytes as they are, as "raw" (CDROM images and file
+    datastores); ``known_format`` "" means that the first bytes tell. ``wanted_format`` is the one
+    to convert to, ``foreign_to`` that for images no disk can be made of (vmdk and the like); ""
+    converts nothing. ``source`` names the content in errors.
     """
-    step = "copy image"
     directory = Path(base)
-    fd = paths.open_image(path, paths.Rules(**rules), step=step)
+    mounts.require(base, required=require_mount, step=step)
+    final = directory / name
     try:
-        _describe_open(fd, path, inspect, step)  # refuse early, before a byte is copied
         directory.mkdir(mode=0o755, exist_ok=True)
         publish.sweep(directory)
-        if check_space:
-            facts = os.fstat(fd)
-            needed = min(facts.st_blocks * 512, facts.st_size) if sparse else facts.st_size
-            space.require(directory, needed)
-        with publish.Temporary(directory / name) as temporary, contextlib.ExitStack() as stack:
-            _copy(fd, temporary.path, path, digests, sparse, step)
+        if staging:
+            publish.sweep(Path(staging))
+        with contextlib.ExitStack() as stack:
+            first = Path(staging or base) / name
+            content, manifest = _content(call, first, origin.manifest_path(final), stack)
             crashpoints.reach("import.copied")
             # What counts is what we have now: the source may have changed under our hands.
-            stored = _describe_file(temporary.path, path, inspect, step)
-            found, final = stored.format, temporary
-            if inspect:
-                qemu_img.virtual_size(temporary.path, found, step="inspect image")
-            if stored.convertible and wanted_format not in ("", found):
-                final = stack.enter_context(publish.Temporary(directory / name))
-                qemu_img.convert(
-                    temporary.path, found, final.path, wanted_format,
-                    allocate=not sparse, step="convert image", timeout=convert_timeout,
-                )  # fmt: skip
-                found = wanted_format
+            found = _describe_file(content.path, inspect, known_format, step, source)
+            priority.lower(**bulk)
+            target = wanted_format or (foreign_to if found.format not in formats.FORMATS else "")
+            ready, kept = _ready(
+                content, manifest, final, found, target, stack,
+                sparse=sparse, timeout=convert_timeout,
+            )  # fmt: skip
+            image_format = found.format if kept else target
+            size = qemu_img.virtual_size(ready.path, image_format, step="inspect image") \
+                if inspect else found.virtual_size
             crashpoints.reach("import.inspected")
             call.ask("wanted")
-            final.publish(mode=0o660)
-            _keep_manifest(directory / name)
+            ready.publish(mode=0o660)
+        _keep_manifest(final, manifest if kept else None)
     except OSError as error:
         place = "" if error.filename else base  # writing by descriptor tells no name
         raise from_os_error(step, error, path=place) from error
-    finally:
-        os.close(fd)
-    return {"format": found}
+    return {"format": image_format, "size": size}
 
 
 def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
@@ -128,58 +149,100 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
     return {"removed": any(there)}
 
 
-def _keep_manifest(image: Path) -> None:
-    """Digest the new image while its content is in memory still: no transfer has to do it again."""
+def _content(
+    call: Call, first: Path, manifest_path: Path, stack: contextlib.ExitStack
+) -> tuple[publish.Temporary, Manifest]:
+    """Have the front-end bring the content; the temporary that holds it, and its manifest."""
+    content = stack.enter_context(publish.Temporary(first))
+    with publish.Temporary(manifest_path) as noted:
+        answer = call.ask("content", temporary=str(content.path), manifest=str(noted.path))
+        digests = noted.path.read_bytes()
+    with transfer.claimed(content.path, answer["written"], _PATIENCE):
+        content.renew()
+    try:
+        manifest = Manifest(content.path.stat().st_size, digests)
+    except ValueError:
+        manifest = Manifest(0)
+    if manifest.digest() != answer["digest"]:
+        raise TransferFailed("receive", "the manifest is not there", path=str(first))
+    return content, manifest
+
+
+def _ready(
+    content: publish.Temporary,
+    manifest: Manifest,
+    final: Path,
+    found: formats.Description,
+    wanted_format: str,
+    stack: contextlib.ExitStack,
+    *,
+    sparse: bool,
+    timeout: float,
+) -> tuple[publish.Temporary, bool]:
+    """The temporary that can be published as ``final``, and whether it has the content as it came."""
+    if found.convertible and wanted_format not in ("", found.format):
+        converted = stack.enter_context(publish.Temporary(final))
+        qemu_img.convert(
+            content.path, found.format, converted.path, wanted_format,
+            allocate=not sparse, step="convert image", timeout=timeout,
+        )  # fmt: skip
+        return converted, False
+    if content.final != final:
+        content = _out_of_staging(content, manifest, final, stack)
+    if not sparse:
+        with content.path.open("r+b") as file:
+            extents.allocate(file.fileno(), manifest.size)
+    return content, True
+
+
+def _out_of_staging(
+    content: publish.Temporary, manifest: Manifest, final: Path, stack: contextlib.ExitStack
+) -> publish.Temporary:
+    """The content in the datastore itself, compared with what has come."""
+    moved = stack.enter_context(publish.Temporary(final))
+    if moved.become_link(content.path):
+        return moved
+    with content.path.open("rb") as source, moved.path.open("r+b") as target:
+        fds = source.fileno(), target.fileno()
+        size = extents.copy_file(*fds, sparse=True, step="copy image", path=str(content.path))
+        if transfer.digests_of(target.fileno(), size).digest() != manifest.digest():
+            raise TransferFailed("copy image", transfer.DIFFERENT, path=str(content.path))
+    return moved
+
+
+def _keep_manifest(image: Path, manifest: Manifest | None) -> None:
+    """Write down the manifest of the new image; of a converted one it is taken now.
+
+    Its content is in memory still: no transfer has to do it again.
+    """
     with contextlib.suppress(OnestorError, OSError):  # it can be made later
         stored = origin.Origin(image)
-        fd = transfer.open_source(image)
-        try:
-            manifest = transfer.digests_of(fd, stored.version.size)
-            stored.require(fd)
-        finally:
-            os.close(fd)
+        if manifest is None:
+            fd = transfer.open_source(image)
+            try:
+                manifest = transfer.digests_of(fd, stored.version.size)
+                stored.require(fd)
+            finally:
+                os.close(fd)
         stored.keep(manifest)
 
 
-def _describe_open(fd: int, path: str, inspect: bool, step: str) -> image_format.Description:
-    size = os.fstat(fd).st_size
-    if not inspect:
-        return image_format.Description("raw", size, convertible=False)
-    head = extents.read_exactly(fd, image_format.HEAD, 0)
-    if not size:
-        raise InvalidInput(step, "the file is empty", path=path)
-    return image_format.describe(head, size, step=step, path=path)
-
-
-def _describe_file(file: Path, path: str, inspect: bool, step: str) -> image_format.Description:
+def _describe_file(
+    file: Path, inspect: bool, known_format: str, step: str, source: str
+) -> formats.Description:
+    """Format and size of what has come; ``source`` is the name that means something to people."""
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        return _describe_open(fd, path, inspect, step)
+        size = os.fstat(fd).st_size
+        head = extents.read_exactly(fd, formats.HEAD, 0)
     finally:
         os.close(fd)
-
-
-def _copy(
-    fd: int, temporary: Path, path: str, digests: dict[str, str], sparse: bool, step: str
-) -> None:
-    target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        extents.copy_file(fd, target, sparse=sparse, step=step, path=path)
-        _check_digests(target, digests, path, step)
-    finally:
-        os.close(target)
-
-
-def _check_digests(fd: int, digests: dict[str, str], path: str, step: str) -> None:
-    """Compare every digest that was given (known failure H4), in one pass over the stored bytes."""
-    if not digests:
-        return
-    sums = {name: hashlib.new(name, usedforsecurity=False) for name in digests}
-    offset = 0
-    while block := extents.read_exactly(fd, CHUNK, offset):
-        for each in sums.values():
-            each.update(block)
-        offset += len(block)
-    for name, expected in digests.items():
-        if (found := sums[name].hexdigest()) != expected:
-            raise OnestorError(step, f"{name.upper()} is {found}, expected {expected}", path=path)
+    if not inspect:
+        return formats.Description("raw", size, convertible=False)
+    if not size:
+        raise InvalidInput(step, "the file is empty", path=source)
+    if known_format == "raw":
+        return formats.Description("raw", size, convertible=not formats.is_luks(head))
+    if known_format == "qcow2":
+        return formats.describe_qcow2(head, step=step, path=source)
+    return formats.describe(head, size, step=step, path=source)

@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from typing import Any
 
-from onestor_lib.agent.errors import Missing, OnedUnavailable, Superseded
-from onestor_lib.frontend import arguments, oned
+from onestor_lib.agent.space import MB
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import images
+from onestor_lib.frontend.services import images, sources
+from onestor_lib.frontend.services.datastore import Datastore, NewImage
 from onestor_lib.frontend.services.hosts import Hosts
+
+_STEP = "copy image"
 
 
 def run(request: Request) -> str:
     """Answers ``SOURCE FORMAT``."""
     begin = time.monotonic()
     message = request.message()
-    images.require_no_bridge(message)
     settings = images.settings(message, request.settings)
-    image_id = arguments.number(message.required("IMAGE/ID"), "IMAGE/ID")
-    path = images.local_path(message.required("IMAGE/PATH"), "copy image")
-    base = message.base_path
-    # Whole names of "-", a to f and digits are what OpenNebula's probe counts as images.
-    unique = f"{time.time_ns()}:{image_id}".encode("ascii")
-    name = hashlib.md5(unique, usedforsecurity=False).hexdigest()
-
-    def answer(question: dict[str, Any]) -> dict[str, Any]:
-        _require_wanted(request, image_id)
-        return {}
-
-    with Hosts(request.settings, request.log).local_agent() as here:
-        found = here.call(
-            "image.import",
-            on_ask=answer,
-            path=path,
-            rules=images.rules(settings),
-            base=arguments.checked_path(base),
-            name=name,
-            inspect=images.is_disk_image(message),
-            wanted_format=images.wanted_format(message, settings),
-            digests=images.digests(message),
-            sparse=settings.yes("SPARSE"),
-            check_space=settings.yes("CHECK_FREE_SPACE"),
-            convert_timeout=settings.seconds("CONVERT_TIMEOUT"),
-        )
-    seconds = time.monotonic() - begin
-    request.log.info(f"image {image_id} from {path}: {found['format']}, {seconds:.2f} s")
-    return f"{base}/{name} {found['format']}"
-
-
-def _require_wanted(request: Request, image_id: int) -> None:
-    """Raise :class:`Superseded` when the image was deleted meanwhile (known failure H6)."""
-    try:
-        oned.Client().image(image_id)
-    except Missing as error:
-        raise Superseded("copy image", f"image {image_id} was deleted meanwhile") from error
-    except OnedUnavailable as error:
-        request.log.warn(f"{error}; the image is kept")
+    hosts = Hosts(settings, request.log)
+    digests = images.digests(message)
+    content = sources.describe(message.required("IMAGE/PATH"), settings, hosts, step=_STEP)
+    content["digested"] = bool(digests)
+    datastore = Datastore(message, settings, hosts)
+    image = NewImage(datastore, hosts, step=_STEP)
+    made = image.make(
+        hosts.local_agent(),
+        content,
+        asked=images.asked(message, settings, digests=digests, step=_STEP),
+        inspect=images.is_disk_image(message),
+        known_format="",
+        wanted_format=images.wanted_format(message, settings),
+        display=content["name"],
+    )
+    request.log.info(
+        f"image {datastore.image_id} from {content['name']}: {made['format']},"
+        f" {made['size'] / MB:.0f} MB, {time.monotonic() - begin:.2f} s"
+    )
+    return f"{image.source} {made['format']}"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from onestor_lib.frontend import arguments
 from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.services import images, replicas
+from onestor_lib.frontend.services.datastore import Datastore
 from onestor_lib.frontend.services.hosts import Hosts
-from onestor_lib.frontend.services.images import require_no_bridge
 
 
 def run(request: Request) -> None:
     """A missing file is removed already: that is success, with a warning (known failure H8)."""
     message = request.message()
-    require_no_bridge(message)
+    settings = images.settings(message, request.settings)
+    datastore = Datastore(message, settings, Hosts(request.settings, request.log))
     source = arguments.checked_path(message.required("IMAGE/SOURCE"))
-    base = arguments.checked_path(message.base_path)
-    with Hosts(request.settings, request.log).local_agent() as here:
-        removed = here.call("image.remove", path=source, base=base)["removed"]
+    with datastore.agent() as store:
+        removed = store.call("image.remove", path=source, base=datastore.base)["removed"]
     if removed:
         request.log.info(f"{source} removed")
     else:
         request.log.warn(f"{source} was not there")
+    replicas.drop(request, source, origin=datastore.bridge)

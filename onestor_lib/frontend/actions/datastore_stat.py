@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import images
+from onestor_lib.frontend.services import images, sources
 from onestor_lib.frontend.services.hosts import Hosts
 
 
 def run(request: Request) -> str:
     """Answers the size a guest will see, in MB, rounded up (known failure H11)."""
     message = request.message()
-    images.require_no_bridge(message)
     settings = images.settings(message, request.settings)
-    path = images.local_path(message.required("IMAGE/PATH"), "stat")
-    with Hosts(request.settings, request.log).local_agent() as here:
+    hosts = Hosts(settings, request.log)
+    content = sources.describe(message.required("IMAGE/PATH"), settings, hosts, step="stat")
+    with hosts.local_agent() as here:
         size = here.call(
             "image.measure",
-            path=path,
-            rules=images.rules(settings),
+            source=content,
             inspect=images.is_disk_image(message),
+            decompress=images.decompresses(message, settings),
+            told=images.told_size(message),
+            timeout=settings.seconds("STAT_TIMEOUT"),
         )["size"]
     return str(-(-size // MB))

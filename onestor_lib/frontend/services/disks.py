@@ -19,6 +19,7 @@ from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import bridges
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
@@ -88,11 +89,11 @@ class Placement:
         begin = time.monotonic()
         vm = self.oned.vm(self.vm_id)
         disk = describe(vm, self.target)
-        settings, bridges = self._settings(disk)
+        settings, bridge_hosts = self._settings(disk)
         hosts = Hosts(settings, self.log)
         sequence = _sequence(vm)
         crashpoints.reach("frontend.decided")
-        with Origin(hosts, self.source, bridges) as origin:
+        with Origin(hosts, self.source, bridge_hosts) as origin:
             facts = origin.describe(disk.image_format, snapshots=persistent)
             supply = Supply(
                 hosts,
@@ -157,7 +158,7 @@ class Placement:
             settings = settings.over(
                 "disk", disk.template.text, f"{self.target.name} of VM {self.vm_id}"
             )
-        return settings, _bridges(image.text("TEMPLATE/BRIDGE_LIST"))
+        return settings, bridges.parse(image.text("TEMPLATE/BRIDGE_LIST"))
 
     def _require_wanted(self, sequence: str) -> None:
         """Raise :class:`Superseded` when oned has given this VM up or placed it anew.
@@ -195,11 +196,6 @@ def _shape(
         "convert_timeout": settings.seconds("CONVERT_TIMEOUT"),
         "bulk": bulk,
     }
-
-
-def _bridges(hosts: str) -> list[str]:
-    """The hosts of BRIDGE_LIST, in order; raises :class:`InvalidInput` for what is no host."""
-    return [arguments.host(word) for word in hosts.split()]
 
 
 def _sequence(vm: xml.Element) -> str:

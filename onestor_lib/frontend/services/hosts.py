@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,13 +70,21 @@ class Hosts:
             finally:
                 self._agents.remove(agent)
 
-    def bulk_argv(self, address: str, options: str, *, is_from_here: bool = False) -> list[str]:
+    def bulk_argv(
+        self,
+        address: str,
+        options: str = "",
+        *,
+        more: Sequence[str] = (),
+        is_from_here: bool = False,
+    ) -> list[str]:
         """The command line that another agent uses to reach the agent at ``address``.
 
-        ``options`` is the attribute that has the options of ssh for that link. The configuration
-        of ssh can be looked at, and the cipher be chosen by it, if that agent ``is_from_here``.
+        ``options`` is the attribute that has the options of ssh for that link, if there is one;
+        ``more`` are further ones. The configuration of ssh can be looked at, and the cipher be
+        chosen by it, if that agent ``is_from_here``.
         """
-        given = self.settings.options(options)
+        given = [*(self.settings.options(options) if options else []), *more]
         return openssh.agent_argv(
             address,
             # What comes first counts (ssh_config(5)).
@@ -98,9 +106,10 @@ class Hosts:
             with contextlib.suppress(HostUnreachable):  # whoever talks with it will notice
                 agent.tell_progress()
         now = time.monotonic()
-        if total and now - self._reported > _REPORT:
+        if done and now - self._reported > _REPORT:
             self._reported = now
-            self.log.line("DEBUG", f"{done >> 20} of {total >> 20} MB are through")
+            share = f" of {total >> 20} MB ({done * 100 // total} %)" if total else " MB"
+            self.log.info(f"{done >> 20}{share} are through")
 
     def _forward(self, severity: str, text: str) -> None:
         self.log.line(severity, text)

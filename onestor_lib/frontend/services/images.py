@@ -1,11 +1,13 @@
-"""What the message of a datastore action asks for: settings, rules, formats, digests."""
+"""What the message of a datastore action asks for: settings, formats, digests."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from onestor_lib.agent.errors import InvalidInput
 from onestor_lib.agent.image_format import FORMATS
+from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.message import Message
@@ -25,19 +27,14 @@ def settings(message: Message, configured: Settings) -> Settings:
     )
 
 
-def rules(configured: Settings) -> dict[str, list[str]]:
-    """Which directories images may come from."""
-    return {
-        "restricted": configured.words("RESTRICTED_DIRS"),
-        "safe": configured.words("SAFE_DIRS"),
-    }
-
-
 def is_disk_image(message: Message) -> bool:
     """Whether the file is a disk with a format; CDROM images and files are bytes as they are."""
-    return (
-        message.text("DATASTORE/TYPE") != _FILE_DATASTORE and message.text("IMAGE/TYPE") != _CDROM
-    )
+    return not _is_file(message) and message.text("IMAGE/TYPE") != _CDROM
+
+
+def decompresses(message: Message, configured: Settings) -> bool:
+    """Whether a compressed file is stored uncompressed; never in a file datastore."""
+    return not _is_file(message) and not configured.yes("NO_DECOMPRESS")
 
 
 def wanted_format(message: Message, configured: Settings) -> str:
@@ -46,6 +43,31 @@ def wanted_format(message: Message, configured: Settings) -> str:
     if driver and driver not in FORMATS:
         raise InvalidInput(_STEP, f"DRIVER of the datastore is {driver!r}, not raw or qcow2")
     return driver if configured.yes("CONVERT") else ""
+
+
+def image_format(message: Message) -> str:
+    """The format on record of an image that exists: raw or qcow2, never probed (trap 35)."""
+    found = message.text("IMAGE/FORMAT") or message.text("IMAGE/TEMPLATE/DRIVER") or "raw"
+    return "qcow2" if found.lower() == "qcow2" else "raw"
+
+
+def told_size(message: Message) -> int:
+    """The SIZE that a user has given, in bytes; 0 for none."""
+    value = message.text("IMAGE/TEMPLATE/SIZE") or message.text("IMAGE/SIZE", "0")
+    return arguments.number(value, "SIZE of the image") * MB
+
+
+def asked(
+    message: Message, configured: Settings, *, digests: dict[str, str], step: str
+) -> dict[str, Any]:
+    """What is asked of content that comes in, see ``onestor_lib.agent.intake.Asked``."""
+    return {
+        "digests": digests,
+        "decompress": decompresses(message, configured),
+        "inspect": is_disk_image(message),
+        "step": step,
+        "stall": configured.seconds("STALL_TIMEOUT"),
+    }
 
 
 def digests(message: Message) -> dict[str, str]:
@@ -63,14 +85,5 @@ def digests(message: Message) -> dict[str, str]:
     return found
 
 
-def local_path(path: str, step: str) -> str:
-    """``path`` when it is one on this machine; a URL is refused by its scheme (J10)."""
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", path):
-        raise InvalidInput(step, f"sources of type {scheme[1]}: are not supported")
-    return arguments.checked_path(path)
-
-
-def require_no_bridge(message: Message) -> None:
-    """Refuse a datastore on bridge hosts rather than work on the wrong machine's files."""
-    if bridges := message.text("DATASTORE/TEMPLATE/BRIDGE_LIST"):
-        raise InvalidInput(_STEP, f"BRIDGE_LIST={bridges} is not supported yet")
+def _is_file(message: Message) -> bool:
+    return message.text("DATASTORE/TYPE") == _FILE_DATASTORE

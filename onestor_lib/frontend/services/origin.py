@@ -12,25 +12,27 @@ from typing import Any
 
 from onestor_lib.agent import origin
 from onestor_lib.agent.client import AgentClient
-from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.frontend.arguments import Location
+from onestor_lib.frontend.services import bridges
 from onestor_lib.frontend.services.hosts import Hosts
 
 
 class Origin:
     """The image at ``location``, or at the same path on a bridge host; a context manager."""
 
-    def __init__(self, hosts: Hosts, location: Location, bridges: list[str]) -> None:
+    def __init__(self, hosts: Hosts, location: Location, bridge_hosts: list[str]) -> None:
         self.path = location.path
         self.host = location.host
-        self._hosts, self._bridges = hosts, bridges
+        self._hosts, self._bridges = hosts, bridge_hosts
         self._stack = contextlib.ExitStack()
         self._bridge: AgentClient | None = None  # to look at files with
         self._agent: AgentClient | None = None  # to send them with
 
     def __enter__(self) -> Origin:
         if self._bridges:
-            self._bridge = self._stack.enter_context(self._first_bridge())
+            self._bridge = self._stack.enter_context(
+                bridges.first_answering(self._hosts, self._bridges)
+            )
             self.host = self._bridge.host
         return self
 
@@ -67,17 +69,3 @@ class Origin:
         if self._agent is None:
             self._agent = self._stack.enter_context(self._hosts.agent(self.host, sends=True))
         return self._agent
-
-    def _first_bridge(self) -> contextlib.AbstractContextManager[AgentClient]:
-        """An agent on the first bridge host that answers (known failure C11)."""
-        *others, last = self._bridges
-        for bridge in others:
-            with contextlib.ExitStack() as attempt:
-                try:
-                    agent = attempt.enter_context(self._hosts.agent(bridge))
-                except HostUnreachable as error:
-                    self._hosts.log.warn(f"bridge host: {error}; trying the next one")
-                    continue
-                self._stack.push(attempt.pop_all())
-                return contextlib.nullcontext(agent)
-        return self._hosts.agent(last)

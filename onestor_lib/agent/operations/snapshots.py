@@ -1,0 +1,202 @@
+"""Snapshots of an image: the files ``<image>.snap/<id>`` (contract section 1.8).
+
+Ours are complete copies. Older drivers have left chains: the image is a link to the newest of its
+snapshots, and each of them a qcow2 overlay on the one before. Nothing that others need is removed
+from such a chain, and what comes out of it is a complete image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from onestor_lib.agent import extents, origin, paths, publish, qemu_img
+from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed, from_os_error
+from onestor_lib.agent.operations import exporting
+from onestor_lib.agent.server import Call
+
+# Magic, version, offset and size of the backing file's name, at 72 the incompatible features.
+_HEADER = struct.Struct(">4sIQI52xQ")
+_EXTERNAL_DATA = 1 << 2
+_MAX_NAME = 1023  # bytes, as the qcow2 specification has it
+
+
+def delete(
+    call: Call, *, path: str, base: str, snapshot: int, image_format: str, timeout: float
+) -> None:
+    """Remove one snapshot; one that is not there is removed already."""
+    step = "delete snapshot"
+    found = _Snapshots(path, base, image_format, step)
+    target = found.file(snapshot)
+    try:
+        publish.sweep(found.image.parent)
+        if not os.path.lexists(target):
+            call.log("WARN", f"snapshot {snapshot} of {found.image} was not there")
+        elif users := found.users(target):
+            cause = f"{', '.join(map(str, users))} cannot be read without it"
+            raise NotAllowed(step, cause, path=str(target))
+        else:
+            publish.remove(target)
+            publish.sync_dir(found.directory)
+        found.remove_if_empty()
+    except OSError as error:
+        raise from_os_error(step, error) from error
+
+
+def revert(
+    call: Call, *, path: str, base: str, snapshot: int, image_format: str, timeout: float
+) -> None:
+    """Let the image be a copy of one snapshot; until that is complete it is what it was."""
+    step = "revert to snapshot"
+    found = _Snapshots(path, base, image_format, step)
+    source = found.require(snapshot)
+    if users := found.users(found.image):
+        cause = f"{', '.join(map(str, users))} cannot be read without the image as it is"
+        raise NotAllowed(step, cause, path=str(found.image))
+    try:
+        publish.sweep(found.image.parent)
+        with publish.Temporary(found.image) as temporary:
+            found.copy(source, temporary.path, timeout)
+            found.replace_image(temporary)
+    except OSError as error:
+        raise from_os_error(step, error) from error
+
+
+def flatten(
+    call: Call, *, path: str, base: str, snapshot: int, image_format: str, timeout: float
+) -> None:
+    """Let the image be one of its snapshots, and remove them all."""
+    step = "flatten snapshots"
+    found = _Snapshots(path, base, image_format, step)
+    if not os.path.lexists(found.directory) and found.image.is_file():
+        publish.sweep(found.image.parent)
+        call.log("WARN", f"{found.image} has no snapshots: they are flattened already")
+        return
+    source = found.require(snapshot)
+    try:
+        publish.sweep(found.image.parent)
+        with publish.Temporary(found.image) as temporary:
+            if found.backing(source) or not temporary.become_link(source):
+                found.copy(source, temporary.path, timeout)
+            os.utime(temporary.path)  # another version, whatever the snapshot had been before
+            found.replace_image(temporary)
+        publish.take_away(found.directory)
+        publish.sync_dir(found.image.parent)
+    except OSError as error:
+        raise from_os_error(step, error) from error
+
+
+class _Snapshots:
+    """The snapshots of the image ``path``, which is in the format that is on record."""
+
+    def __init__(self, path: str, base: str, image_format: str, step: str) -> None:
+        self.image = paths.inside(path, base, step=step)
+        self.directory = self.image.with_name(f"{self.image.name}.snap")
+        if self.directory.is_symlink():
+            raise NotAllowed(step, "it is a symbolic link", path=str(self.directory))
+        self._format, self._step = image_format, step
+
+    def file(self, snapshot: int) -> Path:
+        return self.directory / str(snapshot)
+
+    def require(self, snapshot: int) -> Path:
+        """The file of a snapshot all of whose data is this image's own."""
+        file = self.file(snapshot)
+        self._require_regular(file)
+        seen = [file]
+        while (backing := self.backing(seen[-1])) is not None:
+            is_ours = backing.parent == self.directory or backing == self.image
+            if not is_ours or backing in seen:
+                raise NotAllowed(
+                    self._step, f"its backing file is {backing}, no snapshot of it", path=str(file)
+                )
+            self._require_regular(backing)
+            seen.append(backing)
+        return file
+
+    def backing(self, file: Path) -> Path | None:
+        """What a qcow2 overlay lies on, with links resolved; None for a complete image."""
+        if self._format != "qcow2":
+            return None
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            head = extents.read_exactly(fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0")
+            magic, version, offset, size, features = _HEADER.unpack(head)
+            if magic != b"QFI\xfb" or size > _MAX_NAME:
+                raise InvalidInput(self._step, "not a qcow2 image", path=str(file))
+            if version > 2 and features & _EXTERNAL_DATA:
+                raise NotAllowed(self._step, "it refers to an external data file", path=str(file))
+            name = os.fsdecode(extents.read_exactly(fd, size, offset)) if offset else ""
+        finally:
+            os.close(fd)
+        if not name:
+            return None
+        if ":" in name.partition("/")[0] or "\0" in name:
+            raise NotAllowed(self._step, f"its backing file is {name!r}", path=str(file))
+        return Path(os.path.realpath(os.path.join(os.path.realpath(file.parent), name)))
+
+    def users(self, file: Path) -> list[Path]:
+        """The snapshots, and the image, whose content is in part that of ``file``."""
+        using = []
+        for each in self._files():
+            with contextlib.suppress(InvalidInput):  # what is no qcow2 image has no backing file
+                if self.backing(each) == file:
+                    using.append(each)
+        if self.image.is_symlink() and os.path.realpath(self.image) == str(file):
+            using.append(self.image)
+        return using
+
+    def copy(self, source: Path, target: Path, timeout: float) -> None:
+        """Write the content of a snapshot to ``target``, as a complete image."""
+        if self.backing(source):
+            qemu_img.convert(
+                source, "qcow2", target, "qcow2",
+                allocate=False, step=self._step, timeout=timeout,
+            )  # fmt: skip
+            return
+        reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            writing = os.open(target, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                extents.copy_file(reading, writing, sparse=True, step=self._step, path=str(source))
+            finally:
+                os.close(writing)
+        finally:
+            os.close(reading)
+
+    def replace_image(self, temporary: publish.Temporary) -> None:
+        """Publish the new content; what is known of the old one goes first (trap 22)."""
+        publish.remove(self.image.with_name(f"{self.image.name}.md5sum"))
+        publish.remove(exporting.note_path(self.image))
+        publish.remove(origin.manifest_path(self.image))
+        temporary.publish(mode=0o660, replace=True)
+
+    def remove_if_empty(self) -> None:
+        """Remove the directory when nothing is in it but the link to itself that chains need."""
+        if not self.directory.is_dir():
+            return
+        publish.sweep(self.directory)
+        if all(each.is_symlink() for each in self.directory.iterdir()):
+            publish.take_away(self.directory)
+            publish.sync_dir(self.image.parent)
+
+    def _files(self) -> Iterator[Path]:
+        """Everything that has content of this image, each file once."""
+        if self.image.is_file() and not self.image.is_symlink():
+            yield self.image
+        if self.directory.is_dir():
+            for each in sorted(self.directory.iterdir()):
+                if not each.name.startswith(".") and stat.S_ISREG(each.lstat().st_mode):
+                    yield each
+
+    def _require_regular(self, file: Path) -> None:
+        try:
+            facts = file.lstat()
+        except FileNotFoundError:
+            raise Missing(self._step, "no such file", path=str(file)) from None
+        if not stat.S_ISREG(facts.st_mode):
+            raise InvalidInput(self._step, "not a regular file", path=str(file))

@@ -1,0 +1,11 @@
+"""datastore snap_flatten: one snapshot of an image becomes the image (contract section 1.8)."""
+
+from __future__ import annotations
+
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.services import snapshots
+
+
+def run(request: Request) -> None:
+    """oned has dropped all snapshots of the image then."""
+    snapshots.change(request, "snapshot.flatten")
