@@ -9,9 +9,11 @@ that of qemu's docs/interop/qcow2.txt.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
+from onestor_lib.agent import compression
 from onestor_lib.agent.errors import InvalidInput, NotAllowed
 
 FORMATS = ("raw", "qcow2")  # what disks of VMs are stored in
@@ -24,15 +26,15 @@ _INCOMPATIBLE = struct.Struct(">Q")  # at 72, from version 3
 _EXTERNAL_DATA = 1 << 2
 _KNOWN_BITS = 0x1F  # dirty, corrupt, external data file, compression type, extended L2
 
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-}  # fmt: skip
-_OTHER = {
-    b"KDMV": "vmdk", b"COWD": "vmdk", b"# Disk Descriptor": "vmdk", b"vhdxfile": "vhdx",
-    b"conectix": "vhd", b"QED\x00": "qed", b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z",
+_UNKNOWN = {b"COWD": "vmdk of ESX", b"QED\x00": "qed"}
+_ARCHIVES = {
+    b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"070701": "cpio",
 }  # fmt: skip
 _TAR = (257, b"ustar")
 _VDI = (64, b"\x7f\x10\xda\xbe")
+_VMDK = struct.Struct(
+    "<4sIIQQQQ"
+)  # magic, version, flags, capacity, grain, descriptor at, its size
 
 
 class Qcow2(NamedTuple):
@@ -54,32 +56,95 @@ class Description(NamedTuple):
 def describe(head: bytes, file_size: int, *, step: str, path: str) -> Description:
     """Tell format and virtual size of an image from its first :data:`HEAD` bytes.
 
-    Raises :class:`NotAllowed` for a qcow2 that refers to another file, :class:`InvalidInput` for
-    a damaged header and for formats that KVM disks are not stored in here.
+    A size of 0 cannot be told from there. Raises :class:`NotAllowed` for an image that refers to
+    another file, :class:`InvalidInput` for a damaged header and for what is no image.
     """
     if head.startswith(b"QFI\xfb"):
         return describe_qcow2(head, step=step, path=path)
-    if head.startswith(b"LUKS\xba\xbe"):
+    if is_luks(head):
         return Description("raw", file_size, convertible=False)
-    for signature, name in _COMPRESSED.items():
-        if head.startswith(signature):
-            raise InvalidInput(
-                step, f"the file is compressed ({name}); decompress it first", path=path
-            )
-    other = next((name for magic, name in _OTHER.items() if head.startswith(magic)), None)
-    for (offset, magic), name in ((_TAR, "tar archive"), (_VDI, "vdi")):
-        if head[offset : offset + len(magic)] == magic:
-            other = name
-    if other:
-        raise InvalidInput(
-            step, f"the file is a {other}, not a raw or qcow2 image; convert it first", path=path
-        )
+    if kind := compression.detect(head):
+        cause = f"the file is compressed ({kind}); decompress it first"
+        raise InvalidInput(step, cause, path=path)
+    if head.startswith(b"KDMV"):
+        return Description("vmdk", _vmdk_size(head, step, path))
+    if head.startswith(b"# Disk Descriptor"):
+        raise NotAllowed(step, "the vmdk image refers to other files", path=path)
+    if head[64:68] == _VDI[1]:
+        return Description("vdi", _vdi_size(head, step, path))
+    if head.startswith(b"conectix"):
+        return Description("vpc", _vhd_size(head, step, path))
+    if head.startswith(b"vhdxfile"):
+        return Description("vhdx", 0)  # what has a parent is refused by qemu itself
+    _refuse_others(head, step, path)
     return Description("raw", file_size)
+
+
+def is_luks(head: bytes) -> bool:
+    """Whether it is encrypted as a whole: raw to everybody but its guest."""
+    return head.startswith(b"LUKS\xba\xbe")
+
+
+def _refuse_others(head: bytes, step: str, path: str) -> None:
+    archive = next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), "")
+    if head[_TAR[0] :].startswith(_TAR[1]):
+        archive = "tar"
+    if archive:
+        cause = f"the file is a {archive} archive; archives are not supported"
+        raise InvalidInput(step, cause, path=path)
+    for magic, name in _UNKNOWN.items():
+        if head.startswith(magic):
+            raise InvalidInput(step, f"the file is a {name} image; convert it first", path=path)
+
+
+def _vmdk_size(head: bytes, step: str, path: str) -> int:
+    """The size of a vmdk that is one file; any that names another one is refused (J6)."""
+    if len(head) < _VMDK.size:
+        raise InvalidInput(step, "the vmdk header is damaged", path=path)
+    _, _, _, capacity, _, start, length = _VMDK.unpack_from(head)
+    descriptor = head[start * 512 : (start + length) * 512]
+    if not capacity or not start or len(descriptor) != length * 512:
+        raise NotAllowed(step, "the vmdk image may refer to other files", path=path)
+    lines = descriptor.rstrip(b"\0").decode("latin-1").splitlines()
+    facts = {
+        name.strip().lower(): value.strip().strip('"').lower()
+        for name, equals, value in (line.partition("=") for line in lines)
+        if equals
+    }
+    extents = [line.split() for line in lines if re.match(r"\s*(RW|RDONLY|NOACCESS)\s", line)]
+    is_whole = (
+        facts.get("createtype") in ("monolithicsparse", "streamoptimized")
+        and facts.get("parentcid", "ffffffff") == "ffffffff"
+        and "parentfilenamehint" not in facts
+        and len(extents) == 1
+        and extents[0][2:3] == ["SPARSE"]
+        and "/" not in " ".join(extents[0][3:])
+    )
+    if not is_whole:
+        raise NotAllowed(step, "the vmdk image refers to other files", path=path)
+    return int(capacity) * 512
+
+
+def _vdi_size(head: bytes, step: str, path: str) -> int:
+    kind, size = struct.unpack_from("<I", head, 76)[0], struct.unpack_from("<Q", head, 368)[0]
+    parent = head[376 + 48 : 376 + 64]  # behind sizes, block counts and the image's own ids
+    if kind not in (1, 2) or any(parent):
+        raise NotAllowed(step, "the vdi image refers to another one", path=path)
+    return int(size)
+
+
+def _vhd_size(head: bytes, step: str, path: str) -> int:
+    size, kind = struct.unpack_from(">Q", head, 48)[0], struct.unpack_from(">I", head, 60)[0]
+    if kind != 3:
+        raise NotAllowed(step, "the vhd image refers to another one", path=path)
+    return int(size)
 
 
 def describe_qcow2(head: bytes, *, step: str, path: str) -> Description:
     """As :func:`describe`, for a file that is known to be qcow2."""
-    return Description("qcow2", read_qcow2(head, step=step, path=path).virtual_size)
+    size = read_qcow2(head, step=step, path=path).virtual_size
+    (encryption,) = struct.unpack_from(">I", head, 32)
+    return Description("qcow2", size, convertible=not encryption)
 
 
 def read_qcow2(head: bytes, *, step: str, path: str) -> Qcow2:

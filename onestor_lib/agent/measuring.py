@@ -52,7 +52,7 @@ def _of_content(source: Source, head: bytes, size: int, inspect: bool) -> int:
 def _uncompressed(source: Source, kind: str, inspect: bool, told: int) -> int:
     # The smallest piece that can be decompressed is large: a block of bzip2 has up to 900 kB.
     compressed = source.read_at(0, CHUNK) or b""
-    head = compression.head_of(kind, compressed, formats.HEAD)
+    head = compression.head_of(kind, compressed, formats.HEAD, step=_STEP)
     if inspect:
         found = formats.describe(head, len(head), step=_STEP, path=source.name)
         if found.format != "raw":

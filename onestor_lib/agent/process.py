@@ -100,6 +100,27 @@ class Limits(NamedTuple):
     address_space: int = 1 << 30  # bytes
 
 
+def command(argv: Sequence[str], step: str, limits: Limits | None = None) -> list[str]:
+    """What is really started for ``argv``: it dies with us, and keeps the limits.
+
+    Raises :class:`CommandFailed` when the program is not installed.
+    """
+    bounds = []
+    if limits:
+        bounds = [
+            find("prlimit", step),
+            f"--cpu={limits.cpu_seconds}",
+            f"--as={limits.address_space}",
+            "--",
+        ]
+    return [*_dying_with_us(), *bounds, find(argv[0], step), *argv[1:]]
+
+
+def environment() -> dict[str, str]:
+    """The environment of the programs we start: ours, in the C locale."""
+    return {**os.environ, "LC_ALL": "C", "PATH": search_path()}
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -116,28 +137,19 @@ def run(
     fork and exec is not safe in a process with threads). Raises :class:`CommandFailed` when the
     program is not installed; judge the rest with :meth:`Result.check`.
     """
-    program = find(argv[0], step)
-    prefix = list(_dying_with_us())
-    if limits:
-        prefix += [
-            find("prlimit", step),
-            f"--cpu={limits.cpu_seconds}",
-            f"--as={limits.address_space}",
-            "--",
-        ]
-    environment = {**os.environ, "LC_ALL": "C", "PATH": search_path(), **(env or {})}
+    started = command(argv, step, limits)
     begin = time.monotonic()
     child = subprocess.Popen(
-        [*prefix, program, *argv[1:]],
+        started,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env={**environment(), **(env or {})},
         start_new_session=True,
         pass_fds=tuple(pass_fds),
     )
-    stdout = _Drain(child.stdout, keep_first=MAX_STDOUT)
-    stderr = _Drain(child.stderr, keep_last=STDERR_TAIL)
+    stdout = Drain(child.stdout, keep_first=MAX_STDOUT)
+    stderr = Drain(child.stderr, keep_last=STDERR_TAIL)
     exited = _Exit(child.pid)
     timed_out = True
     try:
@@ -188,7 +200,7 @@ class Connection:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-        self._said = _Drain(self._child.stderr, keep_last=STDERR_TAIL)
+        self._said = Drain(self._child.stderr, keep_last=STDERR_TAIL)
 
     def end(self) -> str:
         """End the program, also one that still tries to connect; its last words."""
@@ -203,7 +215,7 @@ class Connection:
         return f"{said} ({self._argv0}: status {self._child.returncode})".strip()
 
 
-class _Drain(threading.Thread):
+class Drain(threading.Thread):
     """Reads a pipe to its end and keeps a bounded part (known failure K4)."""
 
     def __init__(self, pipe: IO[bytes] | None, *, keep_first: int = 0, keep_last: int = 0) -> None:
@@ -238,6 +250,12 @@ class _Exit(threading.Thread):
 
     def within(self, seconds: float) -> bool:
         return self._event.wait(seconds)
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a program that was started with a session of its own, and all it has started."""
+    if child.returncode is None:
+        _end_group(child, _Exit(child.pid))
 
 
 def _end_group(child: subprocess.Popen[bytes], exited: _Exit) -> None:

@@ -7,23 +7,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onestor_lib.agent import process
-from onestor_lib.agent.errors import CommandFailed
+from onestor_lib.agent.errors import CommandFailed, NotAllowed
 
 QEMU_IMG = "qemu-img"
 QUICK = 60.0  # seconds for work on metadata
 
 
 def virtual_size(path: Path, image_format: str, *, step: str) -> int:
-    """The size a guest sees, in bytes. Runs under limits: the image may come from outside."""
-    argv = [QEMU_IMG, "info", "--output=json", "-f", image_format, str(path)]
-    result = process.run(argv, timeout=QUICK, step=step, limits=process.Limits())
-    result.check(step, path=str(path))
+    """The size a guest sees, in bytes. Runs under limits: the image may come from outside.
+
+    Raises :class:`CommandFailed`, and :class:`NotAllowed` for an image that names another file.
+    """
+    return _size(str(path), image_format, step, str(path))
+
+
+def virtual_size_of_open(fd: int, image_format: str, *, step: str, path: str) -> int:
+    """As :func:`virtual_size`, of an open file, which ``path`` names in errors."""
+    return _size(f"/proc/self/fd/{fd}", image_format, step, path, pass_fds=[fd])
+
+
+def _size(
+    file: str, image_format: str, step: str, path: str, *, pass_fds: Sequence[int] = ()
+) -> int:
+    argv = [QEMU_IMG, "info", "--output=json", "-f", image_format, file]
+    result = process.run(argv, timeout=QUICK, step=step, limits=process.Limits(), pass_fds=pass_fds)
+    result.check(step, path=path)
     try:
-        size = json.loads(result.stdout)["virtual-size"]
-    except (ValueError, KeyError, TypeError):
+        facts = json.loads(result.stdout)
+        size = facts["virtual-size"]  # others, further down, are those of the file itself
+        details = facts.get("format-specific", {}).get("data", {})
+        names_files = "backing-filename" in facts or "data-file" in details
+    except (ValueError, KeyError, TypeError, AttributeError):
         size = None
     if not isinstance(size, int):
-        raise CommandFailed(step, "qemu-img info gave no virtual size", path=str(path))
+        raise CommandFailed(step, "qemu-img info gave no virtual size", path=path)
+    if names_files:
+        raise NotAllowed(step, "the image refers to another file", path=path)
     return size
 
 

@@ -53,6 +53,7 @@ from tests.tool.importing import COMPLETE, NAME, Importing
 from tests.tool.placing import LocalCall, points
 from tests.unit.caching import fill
 
+
 def remove(path: str | Path, base: str | Path) -> Any:
     return operations.remove(LocalCall(lambda question: {}), path=str(path), base=str(base))
 

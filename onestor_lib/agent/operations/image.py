@@ -113,8 +113,11 @@ def create(
                 sparse=sparse, timeout=convert_timeout,
             )  # fmt: skip
             image_format = found.format if kept else target
-            size = qemu_img.virtual_size(ready.path, image_format, step="inspect image") \
-                if inspect else found.virtual_size
+            size = (
+                qemu_img.virtual_size(ready.path, image_format, step="inspect image")
+                if inspect
+                else found.virtual_size
+            )
             crashpoints.reach("import.inspected")
             call.ask("wanted")
             ready.publish(mode=0o660)

@@ -44,7 +44,9 @@ def pour(
                 )
             return _into_file(call, opened, wanted, needed, **target)
         except StartAgain:
-            call.log("INFO", f"{opened.name} has changed or cannot be resumed: from the begin again")
+            call.log(
+                "INFO", f"{opened.name} has changed or cannot be resumed: from the begin again"
+            )
         finally:
             opened.close()
     raise TransferFailed(wanted.step, "it cannot be read to its end", path=opened.name)

@@ -33,7 +33,7 @@ class Source(Protocol):
     name: str
 
     @property
-    def size(self) -> Optional[int]: ...
+    def size(self) -> int | None: ...
 
     @property
     def is_complete_at_end(self) -> bool: ...
@@ -41,7 +41,7 @@ class Source(Protocol):
     def pieces(self) -> Iterator[Piece]:
         """The content in order; raises :class:`OnestorError` and :class:`StartAgain`."""
 
-    def read_at(self, offset: int, count: int) -> Optional[bytes]:
+    def read_at(self, offset: int, count: int) -> bytes | None:
         """``count`` bytes at ``offset`` (fewer at the end) without reading what lies before.
 
         None when the source cannot do that. ``read_at(0, count)`` always works.

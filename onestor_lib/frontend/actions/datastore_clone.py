@@ -100,7 +100,9 @@ def _source_bridges(message: Message, base: str) -> list[str]:
     """The bridge hosts of the source's datastore: told from 7.4 on, before that oned knows."""
     if message.root.has("SOURCE_BRIDGE_LIST"):
         return bridges.parse(message.text("SOURCE_BRIDGE_LIST"))
-    own = message.text("DATASTORE/ID") or os.path.basename(arguments.checked_path(message.base_path))
+    own = message.text("DATASTORE/ID") or os.path.basename(
+        arguments.checked_path(message.base_path)
+    )
     source = os.path.basename(base)
     if source == own:
         return bridges.parse(message.text("DATASTORE/TEMPLATE/BRIDGE_LIST"))

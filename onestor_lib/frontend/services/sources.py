@@ -43,8 +43,9 @@ def describe(path: str, settings: Settings, hosts: Hosts, *, step: str) -> dict[
         return {**_ssh(path, settings, hosts, step), **common}
     if kind not in ("", "file"):
         supported = "file, http, https and ssh are"
-        raise InvalidInput(step, f"sources of type {scheme[1] if scheme else ''}: are not supported,"
-                           f" {supported}")
+        raise InvalidInput(
+            step, f"sources of type {scheme[1] if scheme else ''}: are not supported, {supported}"
+        )
     local = re.sub("^file:(//)?", "", path, flags=re.IGNORECASE) if kind else path
     local = arguments.checked_path(local)
     return {"kind": "file", "name": local, "path": local, "rules": rules(settings), **common}
