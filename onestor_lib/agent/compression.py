@@ -50,12 +50,14 @@ def head_of(kind: str, data: bytes, count: int, *, step: str) -> bytes:
     """The first ``count`` bytes of a stream whose first bytes, compressed, are ``data``."""
     parts: list[bytes] = []
     limits = process.Limits()
-    with Filter(_ARGV[kind], iter([data]), step=step, stall=_QUICK, limits=limits) as program:
-        # What is missing of the stream is what it complains about at the end.
-        with contextlib.suppress(OnestorError):
-            while count and (block := program.read(min(count, 4096))):
-                parts.append(block)
-                count -= len(block)
+    # What is missing of the stream is what it complains about at the end.
+    with (
+        Filter(_ARGV[kind], iter([data]), step=step, stall=_QUICK, limits=limits) as program,
+        contextlib.suppress(OnestorError),
+    ):
+        while count and (block := program.read(min(count, 4096))):
+            parts.append(block)
+            count -= len(block)
     return b"".join(parts)
 
 

@@ -90,8 +90,9 @@ def qemu_img(*argv: str | Path) -> str:
     return done.stdout
 
 
-def info(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(qemu_img("info", "--output=json", path))
+def info(path: Path, image_format: str = "") -> dict[str, Any]:
+    given = ["-f", image_format] if image_format else []
+    found: dict[str, Any] = json.loads(qemu_img("info", "--output=json", *given, path))
     return found
 
 
@@ -230,7 +231,7 @@ class Oned:
 
     def _dispatch(self, method: str, params: tuple[Any, ...]) -> Any:
         kind = method.split(".")[1]
-        session, number = params[:2]
+        session, number = params[0], params[1] if len(params) > 1 else -1
         self.calls.append((method, session, number))
         answer = self.answers.get((kind, number))
         if callable(answer):

@@ -35,6 +35,7 @@ from tests.tool.conftest import (
     request,
     wait_until,
 )
+from tests.tool.importing import Importing
 
 ARGV = openssh.local_agent_argv()
 
@@ -145,14 +146,17 @@ class TestStart:
 
 class TestCalls:
     def test_classes_of_errors_cross_the_connection(self, agent: AgentClient) -> None:
-        rules: dict[str, list[str]] = {"restricted": ["/"], "safe": ["/var/tmp"]}
+        source = {"kind": "file", "rules": {"restricted": ["/"], "safe": ["/var/tmp"]}}
         for path, cls in (
             ("/etc/x", NotAllowed),
             ("relative", InvalidInput),
             ("/var/tmp/-", Missing),
         ):
             with pytest.raises(cls) as failure:
-                agent.call("image.measure", path=path, rules=rules, inspect=True)
+                agent.call(
+                    "image.measure", source={**source, "path": path}, inspect=True,
+                    decompress=True, told=0, timeout=9.0,
+                )  # fmt: skip
             assert failure.value.host == agent.host
             assert failure.value.path == path
 
@@ -197,18 +201,12 @@ class TestCalls:
         def refuse(question: dict[str, Any]) -> NoReturn:
             raise Superseded("put in place", "the VM is gone")
 
-        source = tmp_path / "source"
-        source.write_text("x")
-        arguments: dict[str, Any] = {
-            "path": str(source), "rules": {"restricted": [], "safe": []}, "inspect": True,
-            "base": str(tmp_path), "name": "a", "wanted_format": "", "digests": {},
-            "sparse": True, "check_space": False, "convert_timeout": 9.0,
-        }  # fmt: skip
+        arguments = Importing(tmp_path).create()
         with pytest.raises(Superseded, match="the VM is gone"):
-            agent.call("image.import", on_ask=refuse, **arguments)
-        assert listing(tmp_path) == ["source"]
-        with pytest.raises(ProgrammerError, match="nobody answers 'wanted'"):
-            agent.call("image.import", **arguments)
+            agent.call("image.create", on_ask=refuse, **arguments)
+        assert listing(tmp_path) == ["datastore", "incoming"]
+        with pytest.raises(ProgrammerError, match="nobody answers 'content'"):
+            agent.call("image.create", **arguments)
 
     def test_K3_large_arguments_and_results(self, agent: AgentClient) -> None:
         with pytest.raises(OnestorError, match="not installed"):

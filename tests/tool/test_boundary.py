@@ -122,7 +122,9 @@ class TestAnswers:
         assert Path(match[1]).read_bytes() == file.read_bytes()
         name = Path(match[1]).name
         assert listing(fe.images) == [f".{name}.manifest", name]
-        expected = r"INFO: cp: image 4 from /.*: raw, [\d.]+ s\n" if version == "7.4.1" else ""
+        expected = (
+            r"INFO: cp: image 4 from /.*: raw, 2 MB, [\d.]+ s\n" if version == "7.4.1" else ""
+        )
         assert re.fullmatch(expected, done.stderr)
         assert not list(fe.root.rglob("c"))
 
@@ -136,10 +138,10 @@ class TestAnswers:
     def test_rm_answers_nothing_and_also_twice(self, fe: FrontEnd) -> None:
         image = draw(fe.images / "0a", "A")
         message = fe.message(SOURCE=str(image).replace("/datastores", "//datastores"))
-        for said in ("INFO: rm: .* removed\n", "WARN: rm: .* was not there\n"):
+        for said in ("INFO: rm: [^\n]* removed\n", "WARN: rm: [^\n]* was not there\n"):
             done = fe.run("datastore", "rm", "4", stdin=message)
             assert (done.returncode, done.stdout) == (0, "")
-            assert re.fullmatch(said, done.stderr)
+            assert re.match(said, done.stderr)
         assert listing(fe.images) == []
 
     @pytest.mark.parametrize("kind", ["datastore", "tm"])

@@ -258,7 +258,7 @@ class TestFormats:
     def test_C7_every_qemu_img_call_states_its_formats(
         self, importing: Importing, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        calls = []
+        calls: list[list[str]] = []
         run = process.run
 
         def note(argv: list[str], **options: Any) -> process.Result:
@@ -270,8 +270,8 @@ class TestFormats:
         importing.options["wanted_format"] = "qcow2"
         importing.run()
         qemu_img.grow(importing.image, "qcow2", 2 * MB, step="x")
-        assert [argv[1] for argv in calls] == ["info", "convert", "resize"]
-        assert all("-f" in argv for argv in calls) and "-O" in calls[1]
+        assert [argv[1] for argv in calls] == ["convert", "info", "resize"]
+        assert all("-f" in argv for argv in calls) and "-O" in calls[0]
 
 
 class TestRules:
@@ -443,9 +443,12 @@ def test_K18_importing_killed_and_repeated(
     agents: Agents, crashed: Callable[[], list[str]], importing: Importing, point: str
 ) -> None:
     draw(importing.file, "AB")
-    with agents.start(crash_at=point) as agent, agents.start(crash_at=point) as sender:
-        with pytest.raises(HostUnreachable, match="SIGKILL"):
-            importing.run_in(agent, sender)
+    with (
+        agents.start(crash_at=point) as agent,
+        agents.start(crash_at=point) as sender,
+        pytest.raises(HostUnreachable, match="SIGKILL"),
+    ):
+        importing.run_in(agent, sender)
     assert crashed() == [point]
     if importing.image.exists():
         assert importing.image.read_bytes() == importing.file.read_bytes()

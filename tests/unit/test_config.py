@@ -50,10 +50,12 @@ def test_every_default_is_a_legal_value(kind: str) -> None:
     read: dict[str, Callable[[str], object]] = {
         "yes/no": settings.yes, "seconds": lambda name: settings.seconds(name, least=0),
         "words": settings.words, "options": settings.options, "program": settings.program,
-        "path": settings.path, "MB": settings.megabytes,
+        "path": lambda name: settings.text(name, "(/.*)?", "a path"), "MB": settings.megabytes,
         "percent": lambda name: settings.number(name, 1, 100),
         "niceness": lambda name: settings.number(name, 0, 19),
         "qcow2 options": settings.options,
+        "bytes": lambda name: settings.size(name, 1, 1 << 60),
+        "file system": lambda name: settings.text(name, "[a-z0-9]*", "a file system"),
         "I/O class": lambda name: settings.text(name, "idle|none|best-effort:[0-7]", "a class"),
     }  # fmt: skip
     for attribute in config.FILES[kind][1]:

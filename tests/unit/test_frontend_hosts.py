@@ -140,8 +140,8 @@ def test_progress_of_a_long_transfer_is_noted_now_and_then(
         here._progress(seconds << 20, 30 << 20)
     monkeypatch.undo()
     lines = (tmp_path / "log").read_text().splitlines()
-    assert [line.partition("DEBUG ")[2] for line in lines] == [
-        "test: 11 of 30 MB are through", "test: 22 of 30 MB are through"
+    assert [line.partition("INFO ")[2] for line in lines] == [
+        "test: 11 of 30 MB (36 %) are through", "test: 22 of 30 MB (73 %) are through"
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from onestor_lib.agent.errors import (
 from onestor_lib.frontend import arguments, config, oned, retry, xml
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.message import Message
-from onestor_lib.frontend.services import disks, images, transfer
+from onestor_lib.frontend.services import disks, images, sources, transfer
 from onestor_lib.frontend.services.hosts import Hosts
 
 MB = 1 << 20
@@ -50,15 +50,53 @@ class TestImages:
 
     @pytest.mark.parametrize(
         ("path", "scheme"),
-        [("http://x/y", "http"), ("file:/etc/x", "file"), ("json:{}", "json"), ("a+b.c-1:x", ".*")],
+        [("ftp://x/y", "ftp"), ("s3:/etc/x", "s3"), ("json:{}", "json"), ("a+b.c-1:x", "a")],
     )
     def test_J10_schemes_are_refused_by_name(self, path: str, scheme: str) -> None:
         with pytest.raises(InvalidInput, match=f"sources of type {scheme}"):
-            images.local_path(path, "stat")
+            self.source(path)
 
     def test_J2_odd_characters_are_part_of_the_path(self) -> None:
         path = "/a b/'`$(c);\"*:?"
-        assert images.local_path(path, "stat") == path
+        assert self.source(path)["path"] == path
+
+    @pytest.mark.parametrize("path", ["/a", "file:///a", "file:/a", "FILE:///a"])
+    def test_files(self, path: str) -> None:
+        found = self.source(path)
+        assert (found["kind"], found["path"], found["rules"]["restricted"]) == ("file", "/a", ["/"])
+
+    def test_J13_names_of_urls_have_no_secrets(self) -> None:
+        found = self.source("https://user:pass@h:8/a%20b?token=1#f")
+        assert (found["kind"], found["name"]) == ("http", "https://h:8/a%20b?...")
+
+    @pytest.mark.parametrize(
+        ("path", "host", "options"),
+        [
+            ("ssh://h:/a b", "h", []), ("ssh://h/a b", "h", []),
+            ("ssh://me@h:22/a b", "h", ["-l", "me", "-p", "22"]),
+            ("ssh://me@[::1]:/a b", "::1", ["-l", "me"]),
+        ],
+    )  # fmt: skip
+    def test_files_of_other_machines(self, path: str, host: str, options: list[str]) -> None:
+        found = self.source(path)
+        assert (found["kind"], found["host"], found["path"]) == ("ssh", host, "/a b")
+        argv = found["argv"]
+        assert argv[argv.index("--") + 1] == host
+        assert all(word in argv[: argv.index("--")] for word in options)
+        assert found["rules"]["restricted"] == ["/"]
+
+    @pytest.mark.parametrize(
+        "path",
+        ["ssh://-oProxyCommand=x:/a", "ssh://h", "ssh://-l@h:/a", "ssh://u:p@h:/a", "ssh://h:/../a",
+         "ssh://h:/a\nb", "ssh://h;id:/a"],
+    )  # fmt: skip
+    def test_J2_what_no_machine_or_path_can_be_called(self, path: str) -> None:
+        with pytest.raises(InvalidInput):
+            self.source(path)
+
+    def source(self, path: str) -> dict[str, Any]:
+        settings = config.Settings(config.DATASTORE_ATTRIBUTES, {})
+        return sources.describe(path, settings, Hosts(settings, Log("x")), step="stat")
 
     @pytest.mark.parametrize(
         ("datastore", "image", "expected"),
@@ -86,12 +124,7 @@ class TestImages:
         text = "<DATASTORE><ID>1</ID><TEMPLATE><SAFE_DIRS>/a /b</SAFE_DIRS></TEMPLATE></DATASTORE>"
         configured = config.Settings(config.DATASTORE_ATTRIBUTES, {"SAFE_DIRS": "/c"})
         settings = images.settings(message(text), configured)
-        assert images.rules(settings) == {"restricted": ["/"], "safe": ["/a", "/b"]}
-
-    def test_bridges_are_refused_rather_than_passed_over(self) -> None:
-        text = "<DATASTORE><TEMPLATE><BRIDGE_LIST>b1</BRIDGE_LIST></TEMPLATE></DATASTORE>"
-        with pytest.raises(InvalidInput, match="BRIDGE_LIST=b1"):
-            images.require_no_bridge(message(text))
+        assert sources.rules(settings) == {"restricted": ["/"], "safe": ["/a", "/b"]}
 
 
 def vm(text: str, *, state: str = "3", lcm_state: str = "1", sequence: str = "4") -> xml.Element:

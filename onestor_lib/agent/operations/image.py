@@ -182,7 +182,7 @@ def _ready(
     sparse: bool,
     timeout: float,
 ) -> tuple[publish.Temporary, bool]:
-    """The temporary that can be published as ``final``, and whether it has the content as it came."""
+    """The temporary to publish as ``final``, and whether it has the content as it came."""
     if found.convertible and wanted_format not in ("", found.format):
         converted = stack.enter_context(publish.Temporary(final))
         qemu_img.convert(

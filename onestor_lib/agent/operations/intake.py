@@ -55,7 +55,7 @@ def pour(
 def receive(
     call: Call, *, temporary: str, manifest: str, needed: int, stall: float
 ) -> dict[str, Any]:
-    """Receive what :func:`pour` streams behind this request into the existing file ``temporary``."""
+    """Receive what :func:`pour` streams behind this request into the file ``temporary``."""
     path = Path(temporary)
     _require_space(path, needed)
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)

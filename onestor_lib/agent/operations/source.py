@@ -34,7 +34,7 @@ def peek(call: Call, *, offset: int, count: int, step: str, **file: Any) -> dict
 
 
 def read(call: Call, *, start: int, stall: float, step: str, **file: Any) -> dict[str, Any]:
-    """Send the file from ``start`` on down this connection: data frames; what lies between is zeros.
+    """Send the file from ``start`` on down this connection; what lies between frames is zeros.
 
     Its end is a frame with the size; an error of ours goes down the stream.
     """

@@ -7,7 +7,7 @@ or it raises. :class:`StartAgain` asks its reader to begin anew with an empty ta
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Optional, Protocol, Union
+from typing import Any, Protocol, Union
 
 
 class Zeros(int):

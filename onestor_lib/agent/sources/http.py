@@ -591,7 +591,18 @@ class _HttpsHandler(urllib.request.AbstractHTTPHandler):
 def _opener(*, insecure: bool) -> urllib.request.OpenerDirector:
     """Opens http and https and nothing else; redirects and all statuses are left to the caller."""
     opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.ProxyHandler(_proxies()))
     opener.add_handler(_HttpHandler())
     opener.add_handler(_HttpsHandler(insecure=insecure))
     return opener
+
+
+def _proxies() -> dict[str, str]:
+    """The proxies of the environment; one of another kind is an error, not a server of http."""
+    found = urllib.request.getproxies()
+    for scheme in ("http", "https"):
+        kind, colon, _ = found.get(scheme, "").partition("://")
+        if colon and kind not in ("http", "https"):
+            cause = f"the proxy in {scheme}_proxy is of a kind that is not supported: {kind}"
+            raise OnestorError("read the environment", cause)
+    return found
