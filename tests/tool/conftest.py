@@ -231,7 +231,7 @@ class Oned:
 
     def _dispatch(self, method: str, params: tuple[Any, ...]) -> Any:
         kind = method.split(".")[1]
-        session, number = params[0], params[1] if len(params) > 1 else -1
+        session, number = (*params, -1)[:2]
         self.calls.append((method, session, number))
         answer = self.answers.get((kind, number))
         if callable(answer):

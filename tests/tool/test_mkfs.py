@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from onestor_lib.agent import process
+from onestor_lib.agent import qemu_img as programs
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import (
     CommandFailed,
@@ -188,7 +189,7 @@ class TestFailures:
         def fail(*arguments: object, **options: object) -> None:
             raise CommandFailed("convert", "failed")
 
-        monkeypatch.setattr(formatting.qemu_img, "convert", fail)
+        monkeypatch.setattr(programs, "convert", fail)
         with pytest.raises(CommandFailed):
             making.run(filesystem="ext4", image_format="qcow2")
 

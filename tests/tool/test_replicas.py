@@ -17,6 +17,7 @@ from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import HostUnreachable, InvalidInput, OnedUnavailable
 from onestor_lib.agent.operations import cache as operations
 from onestor_lib.frontend import boundary, config, oned, xml
+from onestor_lib.frontend import oned as api
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import replicas
@@ -193,6 +194,6 @@ def test_oned_is_asked_for_all_datastores(oned: Oned, monkeypatch: pytest.Monkey
         return [True, POOL, 0]
 
     monkeypatch.setattr(oned, "_dispatch", dispatch)
-    found = replicas.oned.Client().datastores()
+    found = api.Client().datastores()
     assert calls == [("one.datastorepool.info", "oneadmin:secret")]
     assert len(found.all("DATASTORE")) == 4

@@ -17,7 +17,7 @@ from onestor_lib.agent.errors import (
     Superseded,
     TransferFailed,
 )
-from onestor_lib.frontend import arguments, config, oned, retry, xml
+from onestor_lib.frontend import arguments, config, oned, openssh, retry, xml
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.message import Message
 from onestor_lib.frontend.services import disks, images, sources, transfer
@@ -77,7 +77,10 @@ class TestImages:
             ("ssh://me@[::1]:/a b", "::1", ["-l", "me"]),
         ],
     )  # fmt: skip
-    def test_files_of_other_machines(self, path: str, host: str, options: list[str]) -> None:
+    def test_files_of_other_machines(
+        self, path: str, host: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(openssh, "faster_cipher", lambda host: [])
         found = self.source(path)
         assert (found["kind"], found["host"], found["path"]) == ("ssh", host, "/a b")
         argv = found["argv"]

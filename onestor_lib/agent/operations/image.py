@@ -25,6 +25,7 @@ from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.chunks import Manifest
 from onestor_lib.agent.errors import InvalidInput, OnestorError, TransferFailed, from_os_error
+from onestor_lib.agent.operations import exporting
 from onestor_lib.agent.server import Call
 
 _PATIENCE = 60.0  # seconds for another writer of a temporary to end
@@ -142,7 +143,8 @@ def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
         with locks.exclusive_now(entry.lock, purpose="remove") as free:
             if free:
                 entry.drop()
-    publish.remove(origin.manifest_path(image))
+    for note in (origin.manifest_path(image), exporting.note_path(image)):
+        publish.remove(note)
     crashpoints.reach("rm.companions")
     there.append(publish.remove(image))
     crashpoints.reach("rm.image")
