@@ -92,22 +92,19 @@ def take_in(source: Source, target: Target, asked: Asked, on_progress: Progress)
     return target.finish(cutter.size)
 
 
-class FileTarget:
-    """A file of this machine; ``is_written`` when the content is there already (a reflink)."""
+class _Digests:
+    """The manifest of content whose size nobody knows before its end."""
 
-    def __init__(self, fd: int, work: transfer.Pipeline, *, is_written: bool = False) -> None:
-        self._fd, self._work, self._is_written = fd, work, is_written
+    def __init__(self, work: transfer.Pipeline) -> None:
+        self._work = work
         self._digests = bytearray()
 
     def take(self, index: int, block: bytes) -> None:
         self._digests.extend(bytes((index + 1) * DIGEST - len(self._digests)))
         self._work.submit(self._digest, index, block)
-        if not self._is_written:
-            self._work.submit(extents.write_data, self._fd, index * CHUNK, block)
 
     def finish(self, size: int) -> Manifest:
         self._work.drain()
-        os.ftruncate(self._fd, size)
         self._digests.extend(bytes(chunks.count(size) * DIGEST - len(self._digests)))
         return Manifest(size, bytes(self._digests))
 
@@ -115,23 +112,41 @@ class FileTarget:
         self._digests[index * DIGEST : (index + 1) * DIGEST] = chunks.chunk_digest(block)
 
 
+class FileTarget:
+    """A file of this machine; ``is_written`` when the content is there already (a reflink)."""
+
+    def __init__(self, fd: int, work: transfer.Pipeline, *, is_written: bool = False) -> None:
+        self._fd, self._work, self._is_written = fd, work, is_written
+        self._digests = _Digests(work)
+
+    def take(self, index: int, block: bytes) -> None:
+        self._digests.take(index, block)
+        if not self._is_written:
+            self._work.submit(extents.write_data, self._fd, index * CHUNK, block)
+
+    def finish(self, size: int) -> Manifest:
+        found = self._digests.finish(size)
+        os.ftruncate(self._fd, size)
+        return found
+
+
 class RemoteTarget:
     """A file that an agent at the other end of ``pipe`` writes (:func:`receive`)."""
 
     def __init__(self, pipe: frames.Pipe, work: transfer.Pipeline, stall: float) -> None:
-        self._pipe, self._work, self._stall = pipe, work, stall
-        self._manifest = FileTarget(-1, work, is_written=True)
+        self._pipe, self._stall = pipe, stall
+        self._digests = _Digests(work)
         self.sent = 0  # bytes
 
     def take(self, index: int, block: bytes) -> None:
         if chunks.is_zero(block):
             return
-        self._manifest.take(index, block)
+        self._digests.take(index, block)
         frames.write(self._pipe, b"D", index * CHUNK, block, timeout=self._stall)
         self.sent += len(block)
 
     def finish(self, size: int) -> Manifest:
-        found = self._manifest.finish(size)
+        found = self._digests.finish(size)
         digest = found.digest().encode("ascii")
         frames.write(self._pipe, b"E", size, digest, timeout=self._stall)
         return found

@@ -34,7 +34,8 @@ class RemoteSource:
             "base": description.get("base", ""), "block": min(CHUNK, int(description["block"])),
             "step": step,
         }  # fmt: skip
-        self._pace = bandwidth.Pace(int(description.get("rate", 0)))
+        rate = int(description.get("rate", 0))
+        self._pace = bandwidth.Pace(rate) if rate else None
         self._agent: client.AgentClient | None = None
         self._facts: dict[str, Any] | None = None
         self._done = 0  # bytes given out
@@ -85,7 +86,8 @@ class RemoteSource:
             if kind == b"E":
                 self.close()
                 return
-            self._pace.wait(len(data))
+            if self._pace:
+                self._pace.wait(len(data))
             self._done += len(data)
             yield bytes(data)
 
