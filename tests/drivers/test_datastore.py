@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.cluster import Node
+from onestor_lib.agent import crashpoints
+from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
     QCOW2,
     RAW,
@@ -14,7 +15,6 @@ from tests.drivers.conftest import (
     clone,
     digest,
     entry_of,
-    program_before,
     same_content,
     warnings,
 )
@@ -217,8 +217,11 @@ def test_removing_an_image_empties_the_replicas(bed: Testbed) -> None:
     assert not bed.hosts[1].exists(entry_of(image))
 
 
-def test_K2_a_sender_that_ends_in_the_middle(bed: Testbed, on_bridge: Node) -> None:
-    with program_before(bed.frontend, "ssh", 'head -c 300000 | exec /usr/bin/ssh "$@"'):
-        image = bed.oned.create_image(RAW, bed.images)
+def test_A3_K2_a_sender_that_dies_in_the_middle(bed: Testbed, on_bridge: Node) -> None:
+    bed.environment(**{crashpoints.VARIABLE: "intake.half"})
+    image = bed.oned.create_image(RAW, bed.images)
+    bed.environment()
+    assert bed.crashed_at() == ["intake.half"]
     assert image.state == objects.IMAGE_ERROR
-    assert names(bed, on_bridge) == []
+    assert "SIGKILL" in str(image.template["ERROR"])
+    wait_until(lambda: names(bed, on_bridge) == [], "no file is left")

@@ -27,7 +27,7 @@ from onestor_lib.frontend.services.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
-TOO_LONG = 30  # seconds after which a test counts as waiting for ever
+TOO_LONG = 60  # seconds after which a test counts as waiting for ever
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
