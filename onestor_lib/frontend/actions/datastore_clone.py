@@ -49,7 +49,7 @@ def run(request: Request) -> str:
             "stall": settings.seconds("STALL_TIMEOUT"),
         },
         inspect=is_disk,
-        known_format=images.image_format(message),
+        known_format=images.recorded_format(message),
         wanted_format=images.wanted_format(message, settings) if tells_format else "",
         display=path,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import images, snapshots
+from onestor_lib.frontend.services import images
 from onestor_lib.frontend.services.datastore import Datastore
 from onestor_lib.frontend.services.hosts import Hosts
 
@@ -16,7 +16,7 @@ def run(request: Request) -> str:
     settings = images.settings(message, request.settings)
     datastore = Datastore(message, settings, Hosts(request.settings, request.log))
     source = arguments.checked_path(message.required("IMAGE/SOURCE"))
-    image_format = snapshots.recorded_format(message)
+    image_format = images.recorded_format(message)
     with datastore.agent() as store:
         found = store.call(
             "image.identify", path=source, base=datastore.base, image_format=image_format

@@ -45,10 +45,12 @@ def wanted_format(message: Message, configured: Settings) -> str:
     return driver if configured.yes("CONVERT") else ""
 
 
-def image_format(message: Message) -> str:
-    """The format on record of an image that exists: raw or qcow2, never probed (trap 35)."""
+def recorded_format(message: Message) -> str:
+    """The format oned has on record; what the file itself says does not count (trap 35)."""
     found = message.text("IMAGE/FORMAT") or message.text("IMAGE/TEMPLATE/DRIVER") or "raw"
-    return "qcow2" if found.lower() == "qcow2" else "raw"
+    if found.lower() not in FORMATS:
+        raise InvalidInput(_STEP, f"FORMAT of the image is {found!r}, not raw or qcow2")
+    return found.lower()
 
 
 def told_size(message: Message) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from onestor_lib.agent.errors import InvalidInput
-from onestor_lib.agent.image_format import FORMATS
 from onestor_lib.frontend import arguments
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.message import Message
@@ -30,7 +29,7 @@ def change(request: Request, operation: str) -> None:
             path=source,
             base=datastore.base,
             snapshot=snapshot,
-            image_format=recorded_format(message),
+            image_format=images.recorded_format(message),
             timeout=settings.seconds("CONVERT_TIMEOUT"),
         )
     seconds = time.monotonic() - begin
@@ -43,11 +42,3 @@ def target(message: Message) -> int:
     if not word or word == "-1":
         raise InvalidInput(_STEP, "there is no TARGET_SNAPSHOT")
     return arguments.number(word, "TARGET_SNAPSHOT")
-
-
-def recorded_format(message: Message) -> str:
-    """The format oned has on record; what the file itself says does not count (trap 35)."""
-    found = message.text("IMAGE/FORMAT") or message.text("IMAGE/TEMPLATE/DRIVER") or "raw"
-    if found.lower() not in FORMATS:
-        raise InvalidInput(_STEP, f"FORMAT of the image is {found!r}, not raw or qcow2")
-    return found.lower()
