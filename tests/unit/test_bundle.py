@@ -67,7 +67,22 @@ class TestContent:
         assert finder.find_spec("json", None) is None
         module = types.ModuleType("sent.inner")
         finder.exec_module(module)
-        assert (module.answer, module.__doc__) == (42, "What for.")
+        assert (module.answer, module.__doc__) == (42, "")
+
+    def test_what_is_sent_has_neither_docstrings_nor_comments(self) -> None:
+        """Its lines are where they were; names and strings that look alike are not touched."""
+        text = (
+            '"""What for.\n\nMore."""\nfrom __future__ import annotations  # now\n'
+            "class A:\n    '''Doc\n    # of it'''\n    text = \"# no comment\"\n"
+            '    def f(self):\n        """Only this."""\n    def g(self): ...\n'
+        )
+        bare = bundle.bare(text)
+        assert bare == (
+            '""\n\n\nfrom __future__ import annotations\n'
+            'class A:\n    ""\n\n    text = "# no comment"\n'
+            '    def f(self):\n        ""\n    def g(self): ...\n'
+        )
+        compile(bare, "bare", "exec")
 
 
 def rewrite(library: Path, old: bytes, new: bytes) -> None:
