@@ -1,7 +1,8 @@
 """Compressed files: which they are, what decompresses them, and how large what is in them is.
 
-The programs do the work: they know what a library of ours would have to learn (several streams in
-one file, padding, all of zstd). Sizes are read here, because the programs read files as a whole.
+The standard library's decompressors let other threads run and need no pipe, which costs as much as
+the work itself; zstd is not among them before Python 3.14, so its program does that. Sizes are
+read here, because a file is not read as a whole only for its size.
 """
 
 from __future__ import annotations
@@ -9,21 +10,17 @@ from __future__ import annotations
 import binascii
 import contextlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
-from onestor_lib.agent import process
-from onestor_lib.agent.errors import OnestorError
-from onestor_lib.agent.filter import Filter
+from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.errors import OnestorError, TransferFailed
 
 _SIGNATURES = {
     b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd",
 }  # fmt: skip
-_ARGV = {
-    "gzip": ["gzip", "-dc"],
-    "bzip2": ["bzip2", "-dc"],
-    "xz": ["xz", "-dc", "--memlimit-decompress=512MiB"],
-    "zstd": ["zstd", "-dcq"],
-}
+_ZSTD = ["zstd", "-dcq"]
+_MEMORY = 512 << 20  # bytes that xz may use: what xz -9 has packed needs 65 MiB
 _QUICK = 10.0  # seconds for the first bytes of a stream
 
 ReadAt = Callable[[int, int], "bytes | None"]
@@ -41,24 +38,35 @@ def detect(head: bytes) -> str:
     return ""
 
 
-def decompressor(kind: str) -> list[str]:
-    """The command that decompresses a stream."""
-    return list(_ARGV[kind])
+def decompressed(
+    kind: str, blocks: Iterator[bytes], *, step: str, stall: float
+) -> Generator[bytes, None, None]:
+    """What is in the compressed ``blocks``; to be closed by whoever stops early.
+
+    Several streams in one file are one content, as for the programs of these names. Raises
+    :class:`TransferFailed` for damaged and cut off data, and what the blocks raise.
+    """
+    if kind != "zstd":
+        yield from _by_library(kind, blocks, step)
+        return
+    from onestor_lib.agent.filter import Filter
+
+    with Filter(_ZSTD, blocks, step=step, stall=stall) as program:
+        while block := program.read(CHUNK):
+            yield block
 
 
 def head_of(kind: str, data: bytes, count: int, *, step: str) -> bytes:
     """The first ``count`` bytes of a stream whose first bytes, compressed, are ``data``."""
-    parts: list[bytes] = []
-    limits = process.Limits()
+    head = b""
+    plain = decompressed(kind, iter([data]), step=step, stall=_QUICK)
     # What is missing of the stream is what it complains about at the end.
-    with (
-        Filter(_ARGV[kind], iter([data]), step=step, stall=_QUICK, limits=limits) as program,
-        contextlib.suppress(OnestorError),
-    ):
-        while count and (block := program.read(min(count, 4096))):
-            parts.append(block)
-            count -= len(block)
-    return b"".join(parts)
+    with contextlib.closing(plain), contextlib.suppress(OnestorError):
+        for block in plain:
+            head += block
+            if len(head) >= count:
+                break
+    return head[:count]
 
 
 def uncompressed_size(kind: str, size: int, read_at: ReadAt, *, least: int = 0) -> int | None:
@@ -172,3 +180,70 @@ def _xz_index(index: bytes) -> tuple[int, int]:
         packed += -(-number() // 4) * 4
         content += number()
     return content, packed
+
+
+def _by_library(kind: str, blocks: Iterator[bytes], step: str) -> Iterator[bytes]:
+    new, failures = _library(kind)
+    current: Any = None
+    for block in blocks:
+        while True:
+            if current is None:
+                block = block.lstrip(b"\0")  # padding between and behind streams
+                if not block:
+                    break
+                current = new()
+            try:
+                plain = current.decompress(block, CHUNK)
+            except failures as error:
+                raise TransferFailed(step, f"the {kind} data is damaged: {error}") from None
+            block = b""
+            if plain:
+                yield plain
+            if current.eof:
+                block, current = current.unused_data, None
+            elif current.needs_input:
+                break
+    if current is not None:
+        raise TransferFailed(step, f"the {kind} data ends too early")
+
+
+def _library(kind: str) -> tuple[Callable[[], Any], tuple[type[Exception], ...]]:
+    """What makes a decompressor of one stream, and what that raises for damaged data."""
+    if kind == "gzip":
+        import zlib
+
+        return _Gzip, (zlib.error,)
+    if kind == "bzip2":
+        import bz2
+
+        return bz2.BZ2Decompressor, (OSError, ValueError)
+    import lzma
+
+    return lambda: lzma.LZMADecompressor(memlimit=_MEMORY), (lzma.LZMAError,)
+
+
+class _Gzip:
+    """zlib with the interface of the other two."""
+
+    def __init__(self) -> None:
+        import zlib
+
+        self._inflate = zlib.decompressobj(31)  # 31: with header and trailer of gzip
+        self._has_more = False
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._has_more and not self._inflate.unconsumed_tail
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        plain = self._inflate.decompress(self._inflate.unconsumed_tail + data, most)
+        self._has_more = len(plain) == most
+        return plain

@@ -15,6 +15,9 @@ from onestor_lib.agent import channel, process
 from onestor_lib.agent.errors import CommandFailed, TransferFailed
 
 _TICK = 1.0  # seconds between two looks at whether anything moves
+# Programs write a few KiB at a time. Who is woken up for each of them costs more than the content:
+# after so little it rests, and the pipe fills.
+_SIP, _REST = 1 << 17, 0.001  # bytes, seconds
 
 
 class Filter:
@@ -71,6 +74,8 @@ class Filter:
                 self._require_good_end()
             parts.append(block)
             count -= len(block)
+            if count and 0 < len(block) < _SIP:
+                time.sleep(_REST)
         return b"".join(parts)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ anything was decompressed, as OpenNebula's own downloader takes them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -29,7 +30,6 @@ from onestor_lib.agent import (
 )
 from onestor_lib.agent.chunks import CHUNK, DIGEST, Manifest
 from onestor_lib.agent.errors import HostUnreachable, OnestorError, TransferFailed
-from onestor_lib.agent.filter import Filter
 from onestor_lib.agent.sources import Piece, Source, Zeros
 
 _REPORT = 0.5  # seconds between two progress messages
@@ -69,22 +69,20 @@ def take_in(source: Source, target: Target, asked: Asked, on_progress: Progress)
     digest that does not fit, what the source raises, and ``StartAgain``.
     """
     cutter = _Cutter(target)
-    with _Sums(asked.digests) as sums:
+    with contextlib.ExitStack() as stack:
+        sums = stack.enter_context(_Sums(asked.digests))
         count = _Count(source, sums, on_progress)
         head, pieces = _peek(count.watched(source.pieces()))
         kind = compression.detect(head) if asked.decompress else ""
         if kind:
-            argv = compression.decompressor(kind)
-            with Filter(argv, _as_bytes(pieces), step=asked.step, stall=asked.stall) as program:
-                first = program.read(max(CHUNK, image_format.HEAD))
-                _refuse_early(first, source, asked)
-                cutter.add(first)
-                while block := program.read(CHUNK):
-                    cutter.add(block)
-        else:
-            _refuse_early(head, source, asked)
-            for piece in pieces:
-                cutter.add(piece)
+            plain = compression.decompressed(
+                kind, _as_bytes(pieces), step=asked.step, stall=asked.stall
+            )
+            stack.callback(plain.close)
+            head, pieces = _peek(plain)
+        _refuse_early(head, source, asked)
+        for piece in pieces:
+            cutter.add(piece)
         cutter.end()
         _require_complete(source, count.done, is_checked=bool(kind or asked.digests), asked=asked)
         sums.check(asked.step, source.name)
