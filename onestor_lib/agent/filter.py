@@ -38,7 +38,8 @@ class Filter:
     ) -> None:
         self._name, self._step, self._stall = argv[0], step, stall
         self._moved = time.monotonic()
-        self._ended = False
+        self._ended = False  # there is nothing more to read
+        self._enough = False  # nor does anybody read what is fed
         self._failure: BaseException | None = None
         self._child = subprocess.Popen(
             process.command(argv, step, limits),
@@ -70,8 +71,8 @@ class Filter:
             block = os.read(self._out, min(count, 1 << 20))
             self._moved = time.monotonic()
             if not block:
-                self._ended = True
                 self._require_good_end()
+                self._ended = True
             parts.append(block)
             count -= len(block)
             if count and 0 < len(block) < _SIP:
@@ -80,7 +81,7 @@ class Filter:
 
     def close(self) -> None:
         """End the program, if it has not ended itself; what the blocks give is let go."""
-        self._ended = True
+        self._ended = self._enough = True
         process.end_group(self._child)
         self._feeder.join(process.LINGER)
         self._said.join(process.LINGER)
@@ -104,17 +105,17 @@ class Filter:
         while not select.select([self._out], [], [], _TICK)[0]:
             if time.monotonic() - self._moved > self._stall:
                 cause = f"nothing came through {self._name} for {self._stall:.0f} s"
-                raise TransferFailed(self._step, cause)
+                raise self._failure or TransferFailed(self._step, cause)
 
     def _require_good_end(self) -> None:
+        self._enough = True
         self._feeder.join(self._stall)
-        try:
-            status = self._child.wait(self._stall)
-        except subprocess.TimeoutExpired:
-            raise TransferFailed(self._step, f"{self._name} does not end") from None
+        status = process.status_of(self._child, self._stall)
         self._said.join(process.LINGER)
         if self._failure:
             raise self._failure
+        if status is None:
+            raise TransferFailed(self._step, f"{self._name} does not end")
         if status:
             said = process.last_lines(self._said.kept)
             how = f"killed by {process.signal_name(-status)}" if status < 0 else f"status {status}"
@@ -136,7 +137,7 @@ class Filter:
     def _put(self, block: bytes) -> bool:
         view = memoryview(block)
         while view:
-            if self._ended:
+            if self._enough:
                 return False
             if not select.select([], [self._in], [], _TICK)[1]:
                 continue

@@ -28,13 +28,22 @@ _KNOWN_BITS = 0x1F  # dirty, corrupt, external data file, compression type, exte
 
 _UNKNOWN = {b"COWD": "vmdk of ESX", b"QED\x00": "qed"}
 _ARCHIVES = {
-    b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"070701": "cpio",
+    b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar",
+    b"070701": "cpio", b"070702": "cpio", b"070707": "cpio",
 }  # fmt: skip
 _TAR = (257, b"ustar")
 _VDI = (64, b"\x7f\x10\xda\xbe")
-_VMDK = struct.Struct(
-    "<4sIIQQQQ"
-)  # magic, version, flags, capacity, grain, descriptor at, its size
+_VDI_END = 456  # bytes of its header that are read
+_VDI_OWN = {1: "dynamic", 2: "static"}  # types that are whole
+_VDI_CHILDREN = {3: "undo", 4: "differencing"}
+_VHD_END = 64
+_VHD_DYNAMIC, _VHD_DIFFERENCING = 3, 4
+# Magic, version, flags, capacity, grain size, where the descriptor is, its size (in sectors).
+_VMDK = struct.Struct("<4sIIQQQQ")
+_VMDK_START, _VMDK_READ = 512, 20 * 512  # where qemu reads a descriptor, and how much of it
+
+
+_EXTENT = re.compile(r"\s*(RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
 
 
 class Qcow2(NamedTuple):
@@ -99,23 +108,29 @@ def _refuse_others(head: bytes, step: str, path: str) -> None:
 
 def _vmdk_size(head: bytes, step: str, path: str) -> int:
     """The size of a vmdk that is one file; any that names another one is refused (J6)."""
-    if len(head) < _VMDK.size:
-        raise InvalidInput(step, "the vmdk header is damaged", path=path)
+    _require_length(head, _VMDK.size, "vmdk", step, path)
     _, _, _, capacity, _, start, length = _VMDK.unpack_from(head)
     descriptor = head[start * 512 : (start + length) * 512]
     if not capacity or not start or len(descriptor) != length * 512:
         raise NotAllowed(step, "the vmdk image may refer to other files", path=path)
+    # qemu looks for a parent anywhere in a line, and in these sectors whatever the header says.
+    looked_at = (
+        descriptor,
+        head[start * 512 :][:_VMDK_READ],
+        head[_VMDK_START:][:_VMDK_READ],
+    )
+    has_parent = any(b"parentfilenamehint" in part.lower() for part in looked_at)
     lines = descriptor.rstrip(b"\0").decode("latin-1").splitlines()
     facts = {
         name.strip().lower(): value.strip().strip('"').lower()
         for name, equals, value in (line.partition("=") for line in lines)
         if equals
     }
-    extents = [line.split() for line in lines if re.match(r"\s*(RW|RDONLY|NOACCESS)\s", line)]
+    extents = [line.split() for line in lines if _EXTENT.match(line)]
     is_whole = (
-        facts.get("createtype") in ("monolithicsparse", "streamoptimized")
+        not has_parent
+        and facts.get("createtype") in ("monolithicsparse", "streamoptimized")
         and facts.get("parentcid", "ffffffff") == "ffffffff"
-        and "parentfilenamehint" not in facts
         and len(extents) == 1
         and extents[0][2:3] == ["SPARSE"]
         and "/" not in " ".join(extents[0][3:])
@@ -126,18 +141,29 @@ def _vmdk_size(head: bytes, step: str, path: str) -> int:
 
 
 def _vdi_size(head: bytes, step: str, path: str) -> int:
+    _require_length(head, _VDI_END, "vdi", step, path)
     kind, size = struct.unpack_from("<I", head, 76)[0], struct.unpack_from("<Q", head, 368)[0]
-    parent = head[376 + 48 : 376 + 64]  # behind sizes, block counts and the image's own ids
-    if kind not in (1, 2) or any(parent):
+    parents = head[424:_VDI_END]  # two ids, behind those of the image and of its last snapshot
+    if kind in _VDI_CHILDREN or any(parents):
         raise NotAllowed(step, "the vdi image refers to another one", path=path)
+    if kind not in _VDI_OWN:
+        raise InvalidInput(step, "the vdi header is damaged", path=path)
     return int(size)
 
 
 def _vhd_size(head: bytes, step: str, path: str) -> int:
+    _require_length(head, _VHD_END, "vhd", step, path)
     size, kind = struct.unpack_from(">Q", head, 48)[0], struct.unpack_from(">I", head, 60)[0]
-    if kind != 3:
+    if kind == _VHD_DIFFERENCING:
         raise NotAllowed(step, "the vhd image refers to another one", path=path)
+    if kind != _VHD_DYNAMIC:
+        raise InvalidInput(step, "the vhd header is damaged", path=path)
     return int(size)
+
+
+def _require_length(head: bytes, count: int, name: str, step: str, path: str) -> None:
+    if len(head) < count:
+        raise InvalidInput(step, f"the {name} header is damaged", path=path)
 
 
 def describe_qcow2(head: bytes, *, step: str, path: str) -> Description:

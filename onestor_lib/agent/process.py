@@ -245,11 +245,24 @@ class _Exit(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):  # another look at it was faster
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         self._event.set()
 
     def within(self, seconds: float) -> bool:
         return self._event.wait(seconds)
+
+
+def status_of(child: subprocess.Popen[bytes], timeout: float) -> int | None:
+    """The status of a program of :func:`end_group` that ends by itself within ``timeout`` seconds.
+
+    What it has started ends with it. None when it has not ended.
+    """
+    if child.returncode is None:
+        exited = _Exit(child.pid)
+        if exited.within(timeout):
+            _end_group(child, exited)
+    return child.returncode
 
 
 def end_group(child: subprocess.Popen[bytes]) -> None:

@@ -129,7 +129,7 @@ class TestSizes:
         assert size(5 * MB) is None
         assert size(5 * MB, least=MB) == 5 * MB
         assert size(5 * MB, least=6 * MB) == 5 * MB + (4 << 30)
-        assert size(5 * MB, least=20 << 30) == 5 * MB + (20 << 30)
+        assert size(30 * MB, least=20 << 30) == 5 * MB + (20 << 30)
 
     def test_bgzip_has_many_members(self) -> None:
         packed = bytearray(pack("gzip", b"x" * 100))
@@ -148,6 +148,17 @@ class TestSizes:
         found = compression.least_disk_size(disk.read_bytes()[: 1 << 16])
         assert found == (50 * MB if label == "gpt" else 41 * MB)
         assert compression.least_disk_size(bytes(1 << 16)) == 0
+
+    @pytest.mark.parametrize("features", ["64bit", "^64bit"])
+    def test_H10_a_file_system_tells_the_least(self, tmp_path: Path, features: str) -> None:
+        disk = tmp_path / "disk"
+        with disk.open("wb") as file:
+            file.truncate(50 * MB)
+        subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-O", features, str(disk)], check=True)
+        assert compression.least_disk_size(disk.read_bytes()[: 1 << 16]) == 50 * MB
+
+    def test_H10_the_last_of_several_gzip_files_does_not_tell(self) -> None:
+        assert size_of("gzip", pack("gzip", NOISE(300_000)) + pack("gzip", b"x")) is None
 
     @settings(max_examples=60, deadline=None)
     @given(st.sampled_from(KINDS), st.binary(max_size=3000), st.integers(0, 3000))

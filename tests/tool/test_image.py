@@ -270,8 +270,8 @@ class TestFormats:
         importing.options["wanted_format"] = "qcow2"
         importing.run()
         qemu_img.grow(importing.image, "qcow2", 2 * MB, step="x")
-        assert [argv[1] for argv in calls] == ["convert", "info", "resize"]
-        assert all("-f" in argv for argv in calls) and "-O" in calls[0]
+        assert [argv[1] for argv in calls] == ["info", "convert", "resize"]
+        assert all("-f" in argv for argv in calls) and "-O" in calls[1]
 
 
 class TestRules:

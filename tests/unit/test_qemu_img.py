@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from onestor_lib.agent import process, qemu_img
-from onestor_lib.agent.errors import CommandFailed
+from onestor_lib.agent.errors import CommandFailed, NotAllowed
 
 A, B = Path("/d/a"), Path("/d/b")
 
@@ -43,6 +44,31 @@ def test_answers_of_another_shape_are_a_failure(programs: Programs, stdout: byte
     programs.stdout = stdout
     with pytest.raises(CommandFailed, match=r"^x /d/a: qemu-img info gave no virtual size"):
         qemu_img.virtual_size(A, "raw", step="x")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"backing-filename": "x"},
+        {"full-backing-filename": "/x"},
+        {"format-specific": {"type": "qcow2", "data": {"data-file": "x"}}},
+        {"format-specific": {"type": "vmdk", "data": {"extents": [{"filename": "x"}]}}},
+    ],
+)
+def test_J6_an_image_that_names_another_file_is_refused(
+    programs: Programs, facts: dict[str, Any]
+) -> None:
+    programs.stdout = json.dumps({"virtual-size": 1024, "filename": "/d/a", **facts}).encode()
+    with pytest.raises(NotAllowed, match=r"^x /d/a: the image refers to another file"):
+        qemu_img.virtual_size(A, "qcow2", step="x")
+
+
+def test_H11_a_vmdk_of_one_file_names_itself(programs: Programs) -> None:
+    extents = [{"filename": "/d/a", "virtual-size": 5}]
+    details = {"type": "vmdk", "data": {"extents": extents}}
+    facts = {"virtual-size": 1024, "filename": "/d/a", "format-specific": details}
+    programs.stdout = json.dumps(facts).encode()
+    assert qemu_img.virtual_size(A, "vmdk", step="x") == 1024
 
 
 def test_C7_grow(programs: Programs) -> None:

@@ -108,17 +108,15 @@ def create(
             # What counts is what we have now: the source may have changed under our hands.
             found = _describe_file(content.path, inspect, known_format, step, source)
             priority.lower(**bulk)
+            size = found.virtual_size
+            if inspect:  # before anything else is done with it, under limits
+                size = qemu_img.virtual_size(content.path, found.format, step="inspect image")
             target = wanted_format or (foreign_to if found.format not in formats.FORMATS else "")
             ready, kept = _ready(
                 content, manifest, final, found, target, stack,
                 sparse=sparse, timeout=convert_timeout,
             )  # fmt: skip
             image_format = found.format if kept else target
-            size = (
-                qemu_img.virtual_size(ready.path, image_format, step="inspect image")
-                if inspect
-                else found.virtual_size
-            )
             crashpoints.reach("import.inspected")
             call.ask("wanted")
             ready.publish(mode=0o660)

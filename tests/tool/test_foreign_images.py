@@ -1,0 +1,122 @@
+"""Images of other hypervisors: their sizes, and that none of them leads to another file."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from onestor_lib.agent import image_format
+from onestor_lib.agent.errors import InvalidInput, NotAllowed, OnestorError
+from tests.tool.conftest import MB, draw, info, listing, qemu_img
+from tests.tool.importing import Importing
+
+
+@pytest.fixture
+def importing(tmp_path: Path) -> Importing:
+    return Importing(tmp_path)
+
+
+def refuse(importing: Importing, match: str, cls: type[OnestorError] = NotAllowed) -> None:
+    """stat and cp refuse it, converted or not, and nothing stays."""
+    for convert in ("qcow2", ""):
+        importing.options |= {"wanted_format": convert, "foreign_to": convert}
+        for work in (importing.measure, importing.run):
+            with pytest.raises(cls, match=match):
+                work()
+    assert listing(importing.datastore) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("vmdk", []), ("vmdk", ["-o", "subformat=streamOptimized"]), ("vdi", []),
+        ("vdi", ["-o", "static=on"]), ("vpc", []), ("vpc", ["-o", "force_size=on"]), ("vhdx", []),
+    ],
+)  # fmt: skip
+def test_H11_the_size_a_guest_sees(importing: Importing, kind: str, options: list[str]) -> None:
+    raw = draw(importing.incoming / "raw", "A--B" + "-" * 30, b"x" * 512)
+    qemu_img("convert", "-f", "raw", "-O", kind, *options, raw, importing.file)
+    expected = info(importing.file, kind)["virtual-size"]
+    assert importing.measure() == expected >= 34 * MB
+    head = importing.file.read_bytes()[: image_format.HEAD]
+    told = image_format.describe(head, 1, step="x", path="x")
+    assert told.format == kind
+    assert told.virtual_size == (0 if kind == "vhdx" else pytest.approx(expected, rel=0.05))
+    assert importing.run() == "qcow2"
+    qemu_img("compare", "-f", kind, "-F", "qcow2", importing.file, importing.image)
+
+
+@pytest.mark.parametrize(
+    "subformat", ["monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"]
+)
+def test_J6_a_vmdk_with_external_extents(importing: Importing, subformat: str) -> None:
+    qemu_img(
+        "create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", importing.file, "10M"
+    )  # fmt: skip
+    refuse(importing, "refers to other files")
+
+
+def change(file: Path, old: bytes, new: bytes) -> None:
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new.ljust(len(old), b"\n")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"parentCID=ffffffff\n", b"parentCID=00000001\n"),
+        (b"isNativeSnapshot=\"no\"", b"parentFileNameHint=\"x\""),
+        (b"createType=\"monolithicSparse\"", b"createType=\"monolithicFlat\""),
+    ],
+)  # fmt: skip
+def test_J6_a_vmdk_whose_descriptor_leads_elsewhere(
+    importing: Importing, old: bytes, new: bytes
+) -> None:
+    qemu_img("create", "-q", "-f", "vmdk", importing.file, "10M")
+    if old not in importing.file.read_bytes():
+        old = b'ddb.adapterType = "ide"'
+    change(importing.file, old, new)
+    refuse(importing, "refers to other files")
+
+
+def test_J6_a_vmdk_on_another_one(importing: Importing) -> None:
+    qemu_img("create", "-q", "-f", "vmdk", importing.incoming / "parent", "10M")
+    argv = ["create", "-q", "-f", "vmdk", "-F", "vmdk", "-b", str(importing.incoming / "parent")]
+    qemu_img(*argv, importing.file)
+    refuse(importing, "refers to other files")
+
+
+def test_J6_a_vmdk_without_capacity_is_a_list_of_files_to_qemu(importing: Importing) -> None:
+    qemu_img("create", "-q", "-f", "vmdk", importing.file, "10M")
+    with importing.file.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(8), 12)
+    refuse(importing, "may refer to other files")
+
+
+def test_J6_disks_that_differ_from_another_one(importing: Importing) -> None:
+    qemu_img("create", "-q", "-f", "vdi", importing.file, "10M")
+    with importing.file.open("r+b") as file:
+        os.pwrite(file.fileno(), struct.pack("<I", 4), 76)
+    refuse(importing, "refers to another one")
+    qemu_img("create", "-q", "-f", "vpc", importing.file, "10M")
+    with importing.file.open("r+b") as file:
+        os.pwrite(file.fileno(), struct.pack(">I", 4), 60)
+    refuse(importing, "refers to another one")
+
+
+def test_H27_an_encrypted_qcow2_is_kept_as_it_is(importing: Importing) -> None:
+    argv = ["create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2"]
+    qemu_img(*argv, "-o", "encrypt.format=luks,encrypt.key-secret=s", importing.file, "1M")
+    importing.options["wanted_format"] = "raw"
+    assert importing.run() == "qcow2"
+    assert importing.image.read_bytes() == importing.file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["qed"])
+def test_H25_formats_nobody_needs(importing: Importing, kind: str) -> None:
+    qemu_img("create", "-q", "-f", kind, importing.file, "10M")
+    refuse(importing, kind, InvalidInput)
