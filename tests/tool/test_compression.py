@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import struct
 import subprocess
@@ -17,8 +16,7 @@ from hypothesis import strategies as st
 
 from onestor_lib.agent import compression
 from onestor_lib.agent.errors import CommandFailed, InvalidInput, OnestorError, TransferFailed
-from onestor_lib.agent.filter import Filter
-from tests.tool.conftest import MB, children, draw, listing, wait_until
+from tests.tool.conftest import MB, draw, listing
 from tests.tool.importing import Importing
 
 KINDS = ("gzip", "bzip2", "xz", "zstd")
@@ -194,56 +192,6 @@ class TestStat:
         with pytest.raises(TransferFailed, match="no answer within 0 s"):
             importing.measure(timeout=0.1)
         never.set()
-
-
-class TestFilter:
-    def filter(self, argv: list[str], blocks: list[bytes] | None = None) -> Filter:
-        return Filter(argv, iter(blocks or []), step="filter", stall=5.0)
-
-    def test_what_comes_out(self) -> None:
-        with self.filter(["tr", "a", "b"], [b"aaa"] * 100_000) as program:
-            assert program.read(5) == b"bbbbb"
-            assert len(program.read(1 << 20)) == 300_000 - 5
-            assert program.read(1) == b""
-
-    def test_K4_a_program_that_complains_much(self) -> None:
-        argv = ["sh", "-c", "yes error | head -c 1000000 >&2; cat; exit 3"]
-        with self.filter(argv, [b"x" * MB]) as program:
-            assert len(program.read(MB)) == MB
-            with pytest.raises(CommandFailed, match=r"sh: error; error; error? \(status 3\)"):
-                program.read(1)
-
-    def test_K2_a_killed_program(self) -> None:
-        argv = ["sh", "-c", "head -c 10; kill -9 $$"]
-        with (
-            self.filter(argv, [b"x" * MB]) as program,
-            pytest.raises(CommandFailed, match="killed by SIGKILL"),
-        ):
-            program.read(MB)
-
-    def test_the_source_s_error_is_the_reason(self) -> None:
-        def blocks() -> object:
-            yield pack("gzip", b"x" * 100)[:10]
-            raise OnestorError("download", "gone")
-
-        program = Filter(["gzip", "-dc"], blocks(), step="x", stall=5.0)  # type: ignore[arg-type]
-        with program, pytest.raises(OnestorError, match="download: gone"):
-            program.read(MB)
-
-    def test_K7_nothing_is_left(self) -> None:
-        before = set(children(os.getpid()))
-        with self.filter(["sh", "-c", "sleep 1000 & cat"], [b"x"] * 10) as program:
-            program.read(10)
-        wait_until(lambda: set(children(os.getpid())) <= before)
-
-    def test_K7_a_program_that_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        program = Filter(["sleep", "1000"], iter([]), step="x", stall=0.5)
-        with program, pytest.raises(TransferFailed, match="nothing came through sleep"):
-            program.read(1)
-
-    def test_K12_a_missing_program_is_named(self) -> None:
-        with pytest.raises(CommandFailed, match="no-such-program is not installed"):
-            self.filter(["no-such-program"])
 
 
 def test_the_head_of_a_stream_that_is_not_here_whole() -> None:

@@ -120,3 +120,38 @@ def test_J15_limits_are_a_failure() -> None:
         pytest.raises(CommandFailed, match=r"killed by SIG(XCPU|KILL)"),
     ):
         program.read(1)
+
+
+class TestFilter:
+    def filter(self, argv: list[str], blocks: list[bytes] | None = None) -> Filter:
+        return Filter(argv, iter(blocks or []), step="filter", stall=5.0)
+
+    def test_what_comes_out(self) -> None:
+        with self.filter(["tr", "a", "b"], [b"aaa"] * 100_000) as program:
+            assert program.read(5) == b"bbbbb"
+            assert len(program.read(1 << 20)) == 300_000 - 5
+            assert program.read(1) == b""
+
+    def test_K4_a_program_that_complains_much(self) -> None:
+        argv = ["sh", "-c", "yes error | head -c 1000000 >&2; cat; exit 3"]
+        with self.filter(argv, [b"x" * MB]) as program:
+            assert len(program.read(MB)) == MB
+            with pytest.raises(CommandFailed, match=r"sh: error; error; error? \(status 3\)"):
+                program.read(1)
+
+    def test_K2_a_killed_program(self) -> None:
+        argv = ["sh", "-c", "head -c 10; kill -9 $$"]
+        with (
+            self.filter(argv, [b"x" * MB]) as program,
+            pytest.raises(CommandFailed, match="killed by SIGKILL"),
+        ):
+            program.read(MB)
+
+    def test_K7_a_program_that_hangs(self) -> None:
+        program = Filter(["sleep", "1000"], iter([]), step="x", stall=0.5)
+        with program, pytest.raises(TransferFailed, match="nothing came through sleep"):
+            program.read(1)
+
+    def test_K12_a_missing_program_is_named(self) -> None:
+        with pytest.raises(CommandFailed, match="no-such-program is not installed"):
+            self.filter(["no-such-program"])
