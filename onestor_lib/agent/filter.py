@@ -40,6 +40,7 @@ class Filter:
         self._moved = time.monotonic()
         self._ended = False  # there is nothing more to read
         self._enough = False  # nor does anybody read what is fed
+        self._waits_for_source = True
         self._failure: BaseException | None = None
         self._child = subprocess.Popen(
             process.command(argv, step, limits),
@@ -103,7 +104,9 @@ class Filter:
 
     def _wait(self) -> None:
         while not select.select([self._out], [], [], _TICK)[0]:
-            if time.monotonic() - self._moved > self._stall:
+            if self._waits_for_source:  # which has a limit of its own
+                self._moved = time.monotonic()
+            elif time.monotonic() - self._moved > self._stall:
                 cause = f"nothing came through {self._name} for {self._stall:.0f} s"
                 raise self._failure or TransferFailed(self._step, cause)
 
@@ -114,6 +117,8 @@ class Filter:
         self._said.join(process.LINGER)
         if self._failure:
             raise self._failure
+        if self._feeder.is_alive():
+            raise TransferFailed(self._step, f"{self._name} has ended before its input")
         if status is None:
             raise TransferFailed(self._step, f"{self._name} does not end")
         if status:
@@ -124,12 +129,15 @@ class Filter:
     def _feed(self, blocks: Iterator[bytes]) -> None:
         try:
             for block in blocks:
+                self._waits_for_source = False
                 self._moved = time.monotonic()
                 if not self._put(block):
                     break  # it wants no more: what it says at its end is the reason
+                self._waits_for_source = True
         except BaseException as error:  # noqa: BLE001 - raised again by read()
             self._failure = error
         finally:
+            self._waits_for_source = False
             with contextlib.suppress(OSError):
                 if self._child.stdin:
                     self._child.stdin.close()

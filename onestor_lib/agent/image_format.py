@@ -18,6 +18,8 @@ from onestor_lib.agent.errors import InvalidInput, NotAllowed
 
 FORMATS = ("raw", "qcow2")  # what disks of VMs are stored in
 
+NAMES = (*FORMATS, "vmdk", "vdi", "vpc", "vhdx")  # what images may come in
+
 HEAD = 1 << 16  # bytes that are enough for every signature and the qcow2 header
 
 _QCOW2 = struct.Struct(">4sIQIIQ")  # magic, version, backing offset and size, cluster bits, size
@@ -62,9 +64,12 @@ class Description(NamedTuple):
     convertible: bool = True  # an encrypted image is raw to everybody but its guest
 
 
-def describe(head: bytes, file_size: int, *, step: str, path: str) -> Description:
+def describe(
+    head: bytes, file_size: int, *, step: str, path: str, keeps_compressed: bool = False
+) -> Description:
     """Tell format and virtual size of an image from its first :data:`HEAD` bytes.
 
+    ``keeps_compressed``: compressed files are images, too (NO_DECOMPRESS), raw ones.
     A size of 0 cannot be told from there. Raises :class:`NotAllowed` for an image that refers to
     another file, :class:`InvalidInput` for a damaged header and for what is no image.
     """
@@ -72,7 +77,9 @@ def describe(head: bytes, file_size: int, *, step: str, path: str) -> Descriptio
         return describe_qcow2(head, step=step, path=path)
     if is_luks(head):
         return Description("raw", file_size, convertible=False)
-    if kind := compression.detect(head):
+    if (kind := compression.detect(head)) and keeps_compressed:
+        return Description("raw", file_size, convertible=False)
+    if kind:
         cause = f"the file is compressed ({kind}); decompress it first"
         raise InvalidInput(step, cause, path=path)
     if head.startswith(b"KDMV"):

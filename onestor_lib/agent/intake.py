@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from onestor_lib.agent import (
     frames,
     image_format,
     locks,
+    space,
     transfer,
 )
 from onestor_lib.agent.chunks import CHUNK, DIGEST, Manifest
@@ -84,7 +86,7 @@ def take_in(source: Source, target: Target, asked: Asked, on_progress: Progress)
         for piece in pieces:
             cutter.add(piece)
         cutter.end()
-        _require_complete(source, count.done, is_checked=bool(kind or asked.digests), asked=asked)
+        _require_complete(source, count.done, asked)
         sums.check(asked.step, source.name)
     on_progress(count.done, count.done)
     return target.finish(cutter.size)
@@ -129,25 +131,49 @@ class FileTarget:
 
 
 class RemoteTarget:
-    """A file that an agent at the other end of ``pipe`` writes (:func:`receive`)."""
+    """A file that an agent at the other end of ``pipe`` writes (:func:`receive`).
+
+    As long as the ``with`` block lasts that agent gets signs of life: there may be nothing but
+    zeros to send for a while, or a server that has to be asked again.
+    """
 
     def __init__(self, pipe: frames.Pipe, work: transfer.Pipeline, stall: float) -> None:
         self._pipe, self._stall = pipe, stall
         self._digests = _Digests(work)
+        self._sending, self._ended = threading.Lock(), threading.Event()
         self.sent = 0  # bytes
+
+    def __enter__(self) -> RemoteTarget:
+        self._pulse = threading.Thread(target=self._give_signs, daemon=True)
+        self._pulse.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._pulse.join(self._stall)
 
     def take(self, index: int, block: bytes) -> None:
         if chunks.is_zero(block):
             return
         self._digests.take(index, block)
-        frames.write(self._pipe, b"D", index * CHUNK, block, timeout=self._stall)
+        self._frame(b"D", index * CHUNK, block)
         self.sent += len(block)
 
     def finish(self, size: int) -> Manifest:
         found = self._digests.finish(size)
-        digest = found.digest().encode("ascii")
-        frames.write(self._pipe, b"E", size, digest, timeout=self._stall)
+        self._ended.set()  # nothing comes behind the end
+        self._frame(b"E", size, found.digest().encode("ascii"))
         return found
+
+    def _frame(self, kind: bytes, offset: int, data: bytes = b"") -> None:
+        with self._sending:
+            if kind != b"P" or not self._ended.is_set():
+                frames.write(self._pipe, kind, offset, data, timeout=self._stall)
+
+    def _give_signs(self) -> None:
+        with contextlib.suppress(OSError, OnestorError):  # whoever sends content will notice
+            while not self._ended.wait(_REPORT):
+                self._frame(b"P", 0)
 
 
 def receive(pipe: frames.Pipe, fd: int, *, stall: float, path: str) -> Manifest:
@@ -187,18 +213,21 @@ def receive(pipe: frames.Pipe, fd: int, *, stall: float, path: str) -> Manifest:
 
 
 def into_file(
-    source: Source, temporary: Path, asked: Asked, on_progress: Progress
+    source: Source, temporary: Path, asked: Asked, on_progress: Progress, *, needed: int = 0
 ) -> tuple[Manifest, dict[str, int]]:
     """Take content into the existing file ``temporary`` of this machine.
 
-    Returns the manifest and which file it is (``transfer.sealed``). Content that lies on the same
-    file system uncompressed shares its blocks where that is possible.
+    ``needed`` bytes must be free, unless blocks are shared: content that lies uncompressed on the
+    same file system is, where that is possible. Returns the manifest and which file it is
+    (``transfer.sealed``).
     """
     fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
     try:
         locks.become_writer(fd, temporary, asked.stall)
         os.ftruncate(fd, 0)
         shared = _share(source, fd, asked)
+        if not shared:
+            space.require(temporary.parent, needed)
         with transfer.Pipeline(2) as work:
             target = FileTarget(fd, work, is_written=shared)
             found = take_in(source, target, asked, on_progress)
@@ -228,7 +257,8 @@ def onto_host(
             try:
                 with transfer.Pipeline(1) as work:
                     remote = RemoteTarget(pipe, work, asked.stall)
-                    found = take_in(source, remote, asked, on_progress)
+                    with remote:
+                        found = take_in(source, remote, asked, on_progress)
             except (BrokenPipeError, EOFError):
                 pass  # the receiver has ended: what it says is the reason
             except TimeoutError:
@@ -389,14 +419,18 @@ def _as_bytes(pieces: Iterator[Piece]) -> Iterator[bytes]:
 def _refuse_early(head: bytes, source: Source, asked: Asked) -> None:
     """Raise for what can be no image, before all of it has come."""
     if asked.inspect:
-        image_format.describe(head, max(len(head), 1), step=asked.step, path=source.name)
+        image_format.describe(
+            head, max(len(head), 1), step=asked.step, path=source.name,
+            keeps_compressed=not asked.decompress,
+        )  # fmt: skip
 
 
-def _require_complete(source: Source, done: int, *, is_checked: bool, asked: Asked) -> None:
+def _require_complete(source: Source, done: int, asked: Asked) -> None:
+    """Compressed content does not tell either: one stream may be the first of several."""
     if source.size is not None and source.size != done:
         cause = f"{done} of {source.size} bytes have come"
         raise TransferFailed(asked.step, cause, path=source.name)
-    if not source.is_complete_at_end and not is_checked:
+    if not source.is_complete_at_end and not asked.digests:
         cause = (
             "the server does not say how long the file is, so nobody can tell whether all of it"
             " has come: give its SHA256 (or SHA512, SHA1, MD5)"

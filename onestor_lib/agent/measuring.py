@@ -29,7 +29,7 @@ def image_size(
             return _uncompressed(source, kind, inspect, told)
         if inspect and not head:
             raise InvalidInput(_STEP, "the file is empty", path=source.name)
-        found = _of_content(source, head, source.size or 0, inspect) or told
+        found = _of_content(source, head, source.size or 0, inspect, decompress) or told
         return found or _unknown(source, "the source does not tell")
     except StartAgain:
         raise InvalidInput(_STEP, "the file has changed meanwhile", path=source.name) from None
@@ -37,11 +37,13 @@ def image_size(
         source.close()
 
 
-def _of_content(source: Source, head: bytes, size: int, inspect: bool) -> int:
+def _of_content(source: Source, head: bytes, size: int, inspect: bool, decompress: bool) -> int:
     """The size that content says itself; 0 if it does not."""
     if not inspect:
         return size
-    found = formats.describe(head, size, step=_STEP, path=source.name)
+    found = formats.describe(
+        head, size, step=_STEP, path=source.name, keeps_compressed=not decompress
+    )
     fd = getattr(source, "fd", None)
     if fd is None or found.format == "raw":
         return found.virtual_size

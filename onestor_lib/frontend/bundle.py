@@ -18,6 +18,7 @@ import importlib.util
 import json
 import marshal
 import os
+import threading
 import tokenize
 import zlib
 from collections.abc import Mapping
@@ -27,12 +28,18 @@ import onestor_lib
 from onestor_lib.agent import crashpoints
 
 PREBUILT = "agent.bundle"  # the name of the file, in the library's directory
+_building = threading.Lock()
 _BOOTSTRAP = "onestor_lib.agent.bootstrap"
 
 
-@functools.lru_cache(maxsize=1)
 def build() -> bytes:
     """What :meth:`onestor_lib.agent.client.AgentClient.start` sends."""
+    with _building:  # one thread makes it; those of ast in Python 3.11 disturb each other
+        return _build()
+
+
+@functools.lru_cache(maxsize=1)
+def _build() -> bytes:
     library = Path(onestor_lib.__file__).parent
     return with_settings(prebuilt(library) or pack(sources(library)))
 

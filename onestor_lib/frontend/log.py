@@ -85,10 +85,10 @@ class Log:
             file.write(line.encode("utf-8", "backslashreplace"))
 
 
-def opennebula_version(remotes: Path) -> tuple[int, ...]:
-    """The version in ``remotes/VERSION``; that of today when it is not told."""
+def opennebula_version(remotes: Path, *, unknown: tuple[int, ...] = (7, 0)) -> tuple[int, ...]:
+    """The version in ``remotes/VERSION``; ``unknown``, today's by default, when it is not told."""
     try:
         text = (remotes / "VERSION").read_text(encoding="ascii").strip()
         return tuple(int(part) for part in text.split(".")[:2])
     except (OSError, ValueError):
-        return (7, 0)
+        return unknown

@@ -28,7 +28,8 @@ class Importing:
             "digests": {}, "decompress": True, "inspect": True, "step": "copy image", "stall": 10.0,
         }  # fmt: skip
         self.options: dict[str, Any] = {
-            "inspect": True, "wanted_format": "", "foreign_to": "qcow2", "known_format": "",
+            "inspect": True, "check_space": True, "wanted_format": "", "foreign_to": "qcow2",
+            "known_format": "",
             "sparse": True, "convert_timeout": 60.0, "staging": "", "require_mount": False,
         }  # fmt: skip
         self.needs_space = "holes"
@@ -45,7 +46,8 @@ class Importing:
         """The arguments of ``image.create``."""
         return {
             "base": str(self.datastore), "name": NAME, "bulk": BULK, "step": "copy image",
-            "source": self.description["name"], **self.options,
+            "source": self.description["name"],
+            "decompress": self.asked["decompress"], **self.options,
         }  # fmt: skip
 
     def pour(self, question: dict[str, Any]) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def test_H2_no_length_at_all(fe: FrontEnd) -> None:
     with HttpServer(CONTENT, delimited=True) as server:
         assert "give its SHA256" in refused(fe, server.url(), TransferFailed)
         assert listing(fe.images) == []
-        server.content = gzip.compress(CONTENT)
-        assert stored(fe, server.url()) == CONTENT, "compressed, it says itself where it ends"
+        server.content = gzip.compress(CONTENT)  # may be the first of several members
+        assert "give its SHA256" in refused(fe, server.url(), TransferFailed)
 
 
 @pytest.mark.parametrize("digest", ["MD5", "SHA1", "SHA256", "SHA512"])

@@ -24,7 +24,8 @@ from onestor_lib.agent.errors import (
     TransferFailed,
 )
 from onestor_lib.agent.sources import StartAgain, http, open_source
-from onestor_lib.agent.sources.http import HttpSource, describe_url
+from onestor_lib.agent.sources.http import HttpSource
+from onestor_lib.agent.urls import describe as describe_url
 from tests.http_server import HttpServer, Request, make_certificate
 
 CONTENT = random.Random(1).randbytes(200_000)

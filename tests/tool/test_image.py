@@ -522,23 +522,6 @@ class TestRemove:
         assert listing(image.parent) == [f"{NAME}0"]
 
 
-def test_A13_no_manifest_is_kept_of_an_image_that_changes_meanwhile(
-    importing: Importing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would be of another version than it says."""
-    draw(importing.image, "A")
-    digests_of = transfer.digests_of
-
-    def change(*arguments: Any) -> Any:
-        found = digests_of(*arguments)
-        os.utime(importing.image, ns=(1, 1))
-        return found
-
-    monkeypatch.setattr(transfer, "digests_of", change)
-    operations._keep_manifest(importing.image, None)
-    assert not origin.manifest_path(importing.image).exists()
-
-
 class TestDescribe:
     def describe(self, path: Path, image_format: str = "raw", snapshots: bool = True) -> Any:
         return operations.describe(

@@ -29,9 +29,9 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(LIBRARY, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / bundle.PREBUILT).write_bytes(bundle.prebuild(copy))
     monkeypatch.setattr(onestor_lib, "__file__", str(copy / "__init__.py"))
-    bundle.build.cache_clear()
+    bundle._build.cache_clear()
     yield copy
-    bundle.build.cache_clear()
+    bundle._build.cache_clear()
 
 
 def read(code: bytes) -> tuple[dict[str, Any], bytes]:

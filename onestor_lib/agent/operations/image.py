@@ -19,6 +19,7 @@ from onestor_lib.agent import (
     priority,
     publish,
     qemu_img,
+    space,
     transfer,
 )
 from onestor_lib.agent import image_format as formats
@@ -74,10 +75,12 @@ def create(
     name: str,
     staging: str,
     inspect: bool,
+    decompress: bool,
     known_format: str,
     wanted_format: str,
     foreign_to: str,
     sparse: bool,
+    check_space: bool,
     convert_timeout: float,
     require_mount: bool,
     bulk: dict[str, Any],
@@ -106,33 +109,41 @@ def create(
             content, manifest = _content(call, first, origin.manifest_path(final), stack)
             crashpoints.reach("import.copied")
             # What counts is what we have now: the source may have changed under our hands.
-            found = _describe_file(content.path, inspect, known_format, step, source)
+            found = _describe_file(content.path, inspect, decompress, known_format, step, source)
             priority.lower(**bulk)
             size = found.virtual_size
             if inspect:  # before anything else is done with it, under limits
                 size = qemu_img.virtual_size(content.path, found.format, step="inspect image")
             target = wanted_format or (foreign_to if found.format not in formats.FORMATS else "")
+            if check_space and (staging or target not in ("", found.format)):
+                facts = content.path.stat()
+                space.require(
+                    directory, facts.st_blocks * 512 if sparse else max(size, facts.st_size)
+                )
             ready, kept = _ready(
                 content, manifest, final, found, target, stack,
                 sparse=sparse, timeout=convert_timeout,
             )  # fmt: skip
             image_format = found.format if kept else target
+            kept_manifest = manifest if kept else _manifest_of(ready.path)
             crashpoints.reach("import.inspected")
             call.ask("wanted")
             ready.publish(mode=0o660)
-        _keep_manifest(final, manifest if kept else None)
+        with contextlib.suppress(OnestorError, OSError):  # it can be made later
+            origin.Origin(final).keep(kept_manifest)
     except OSError as error:
         place = "" if error.filename else base  # writing by descriptor tells no name
         raise from_os_error(step, error, path=place) from error
     return {"format": image_format, "size": size}
 
 
-def remove(call: Call, *, path: str, base: str) -> dict[str, bool]:
+def remove(call: Call, *, path: str, base: str, require_mount: bool = False) -> dict[str, bool]:
     """Remove an image with its snapshots and companions; nothing there is success.
 
     The image itself goes last, so that a repeated call finds the rest (known failure H8).
     """
     image = paths.inside(path, base, step="remove image")
+    mounts.require(base, required=require_mount, step="remove image")
     companions = [image.parent / (image.name + ending) for ending in (".snap", ".md5sum")]
     there = [publish.remove(companion) for companion in companions]
     entry = Entry(image)
@@ -213,25 +224,17 @@ def _out_of_staging(
     return moved
 
 
-def _keep_manifest(image: Path, manifest: Manifest | None) -> None:
-    """Write down the manifest of the new image; of a converted one it is taken now.
-
-    Its content is in memory still: no transfer has to do it again.
-    """
-    with contextlib.suppress(OnestorError, OSError):  # it can be made later
-        stored = origin.Origin(image)
-        if manifest is None:
-            fd = transfer.open_source(image)
-            try:
-                manifest = transfer.digests_of(fd, stored.version.size)
-                stored.require(fd)
-            finally:
-                os.close(fd)
-        stored.keep(manifest)
+def _manifest_of(file: Path) -> Manifest:
+    """The manifest of a converted image: its content is in memory still."""
+    fd = transfer.open_source(file)
+    try:
+        return transfer.digests_of(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
 
 
 def _describe_file(
-    file: Path, inspect: bool, known_format: str, step: str, source: str
+    file: Path, inspect: bool, decompress: bool, known_format: str, step: str, source: str
 ) -> formats.Description:
     """Format and size of what has come; ``source`` is the name that means something to people."""
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
@@ -248,4 +251,4 @@ def _describe_file(
         return formats.Description("raw", size, convertible=not formats.is_luks(head))
     if known_format == "qcow2":
         return formats.describe_qcow2(head, step=step, path=source)
-    return formats.describe(head, size, step=step, path=source)
+    return formats.describe(head, size, step=step, path=source, keeps_compressed=not decompress)

@@ -37,6 +37,7 @@ def pour(
     for _ in range(_ATTEMPTS):
         opened = open_source(source, step=wanted.step, stall=wanted.stall)
         try:
+            opened.prepare()
             needed = _needed(opened, needs_space)
             if argv:
                 return intake.onto_host(
@@ -57,7 +58,7 @@ def receive(
 ) -> dict[str, Any]:
     """Receive what :func:`pour` streams behind this request into the file ``temporary``."""
     path = Path(temporary)
-    _require_space(path, needed)
+    space.require(path.parent, needed)
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         locks.become_writer(fd, path, stall)
@@ -72,8 +73,7 @@ def receive(
 def _into_file(
     call: Call, source: Source, asked: intake.Asked, needed: int, temporary: str, manifest: str
 ) -> dict[str, Any]:
-    _require_space(Path(temporary), needed)
-    found, written = intake.into_file(source, Path(temporary), asked, call.progress)
+    found, written = intake.into_file(source, Path(temporary), asked, call.progress, needed=needed)
     return {**_received(found, manifest, written), "sent": 0}
 
 
@@ -83,11 +83,6 @@ def _needed(source: Source, needs_space: str) -> int:
         return 0
     allocated = getattr(source, "allocated", None) if needs_space == "holes" else None
     return int(allocated if allocated is not None else source.size or 0)
-
-
-def _require_space(temporary: Path, needed: int) -> None:
-    if needed:
-        space.require(temporary.parent, needed)
 
 
 def _received(found: Manifest, manifest: str, written: dict[str, int]) -> dict[str, Any]:

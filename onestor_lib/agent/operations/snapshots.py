@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from onestor_lib.agent import extents, origin, paths, publish, qemu_img
+from onestor_lib.agent import extents, mounts, origin, paths, publish, qemu_img
 from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed, from_os_error
 from onestor_lib.agent.operations import exporting
 from onestor_lib.agent.server import Call
@@ -96,6 +96,7 @@ class _Snapshots:
     def __init__(self, path: str, base: str, image_format: str, step: str) -> None:
         self.image = paths.inside(path, base, step=step)
         self.directory = self.image.with_name(f"{self.image.name}.snap")
+        mounts.require(base, required=False, step=step)
         if self.directory.is_symlink():
             raise NotAllowed(step, "it is a symbolic link", path=str(self.directory))
         self._format, self._step = image_format, step

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from onestor_lib.agent import frames
-from onestor_lib.agent.errors import OnestorError, from_os_error
+from onestor_lib.agent.errors import OnestorError, TransferFailed, from_os_error
 from onestor_lib.agent.server import Call
 from onestor_lib.agent.sources import Zeros
 from onestor_lib.agent.sources.local import FileSource
@@ -33,16 +33,21 @@ def peek(call: Call, *, offset: int, count: int, step: str, **file: Any) -> dict
         source.close()
 
 
-def read(call: Call, *, start: int, stall: float, step: str, **file: Any) -> dict[str, Any]:
+def read(
+    call: Call, *, start: int, version: dict[str, int], stall: float, step: str, **file: Any
+) -> dict[str, Any]:
     """Send the file from ``start`` on down this connection; what lies between frames is zeros.
 
-    Its end is a frame with the size; an error of ours goes down the stream.
+    It must still be of the ``version`` that was described. Its end is a frame with the size; an
+    error of ours goes down the stream.
     """
     source = FileSource(file, step=step)
     try:
         with call.streaming() as pipe:
             position = start
             try:
+                if Version.of(os.fstat(source.fd)) != Version.from_json(version):
+                    raise TransferFailed(step, "the file was changed", path=source.name)
                 for piece in source.pieces(start):
                     if isinstance(piece, Zeros):
                         position += int(piece)

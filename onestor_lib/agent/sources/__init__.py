@@ -38,6 +38,9 @@ class Source(Protocol):
     @property
     def is_complete_at_end(self) -> bool: ...
 
+    def prepare(self) -> None:
+        """Find out the size, as far as that is possible without a request more than needed."""
+
     def pieces(self) -> Iterator[Piece]:
         """The content in order; raises :class:`OnestorError` and :class:`StartAgain`."""
 

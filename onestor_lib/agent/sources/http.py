@@ -24,6 +24,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import onestor_lib
+from onestor_lib.agent import urls
 from onestor_lib.agent.bandwidth import Pace
 from onestor_lib.agent.errors import (
     InvalidInput,
@@ -57,24 +58,6 @@ _RANGE = re.compile(r"bytes +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.I
 _NO_RANGE = re.compile(r"bytes +\*/([0-9]{1,18})", re.IGNORECASE)
 
 
-def describe_url(url: str) -> str:
-    """``url`` as people may read it: without user, password and query. Never raises."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:  # it is hard to tell what of it is a password
-        scheme = url.partition("://")[0].lower()
-        return f"{scheme}://..." if scheme in _PORTS else "..."
-    query = "?..." if "?" in url.partition("#")[0] else ""
-    if not parts.netloc:
-        start = f"{parts.scheme}:" if parts.scheme else ""
-        return f"{start}{'...' if '@' in parts.path else parts.path}{query}"
-    if ":" in host:
-        host = f"[{host}]"
-    place = host if port is None else f"{host}:{port}"
-    return f"{parts.scheme}://{place}{parts.path}{query}"
-
-
 class HttpSource:
     """A file that a web server gives; see :class:`onestor_lib.agent.sources.Source`.
 
@@ -84,7 +67,7 @@ class HttpSource:
 
     def __init__(self, description: Mapping[str, Any], *, step: str, stall: float) -> None:
         """Raises :class:`InvalidInput` for a URL that cannot be requested."""
-        self.name = describe_url(str(description["url"]))
+        self.name = urls.describe(str(description["url"]))
         self._step, self._stall = step, stall
         self._insecure = bool(description.get("insecure"))
         self._may_leave_tls = self._insecure or bool(description.get("digested"))
@@ -99,6 +82,7 @@ class HttpSource:
         self._response: http.client.HTTPResponse | None = None
         self._size: int | None = None
         self._is_marked = True
+        self._begun: _Answer | None = None
 
     @property
     def size(self) -> int | None:
@@ -107,6 +91,13 @@ class HttpSource:
     @property
     def is_complete_at_end(self) -> bool:
         return self._is_marked or self._size is not None
+
+    def prepare(self) -> None:
+        """Begin with the content, so that the size is known; :meth:`pieces` goes on with it."""
+        try:
+            self._begun = self._begin()
+        except _Trouble:  # met again, or not, by pieces()
+            self.close()
 
     def pieces(self) -> Iterator[bytes]:
         """The content in order; raises :class:`OnestorError` and :class:`StartAgain`."""
@@ -117,7 +108,8 @@ class HttpSource:
             begin = position
             try:
                 if first is None or position == 0:
-                    answer = first = self._begin()
+                    begun, self._begun = self._begun, None
+                    answer = first = begun or self._begin()
                 else:
                     answer = self._continue(first, position)
                 for block in self._blocks(answer, pace):

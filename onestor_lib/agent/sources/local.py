@@ -40,6 +40,9 @@ class FileSource:
         """Bytes that a copy with the same holes takes at most."""
         return min(self._before.st_blocks * 512, self.size)
 
+    def prepare(self) -> None:
+        """The size is known."""
+
     def pieces(self, start: int = 0) -> Iterator[Piece]:
         """The content from ``start`` on; raises :class:`TransferFailed` if it changes."""
         position = start

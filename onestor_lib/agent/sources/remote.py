@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,13 +30,13 @@ class RemoteSource:
         self.name = f"ssh://{description['host']}:{description['path']}"
         self._host, self._argv = str(description["host"]), list(description["argv"])
         self._step, self._stall = step, stall
-        self._file = {
-            "path": description["path"], "rules": description["rules"],
-            "base": description.get("base", ""), "block": min(CHUNK, int(description["block"])),
-            "step": step,
-        }  # fmt: skip
         rate = int(description.get("rate", 0))
         self._pace = bandwidth.Pace(rate) if rate else None
+        self._file = {
+            "path": description["path"], "rules": description["rules"],
+            "base": description.get("base", ""), "step": step,
+            "block": min(CHUNK, int(description["block"]), rate or CHUNK),
+        }  # fmt: skip
         self._agent: client.AgentClient | None = None
         self._facts: dict[str, Any] | None = None
         self._done = 0  # bytes given out
@@ -43,6 +44,19 @@ class RemoteSource:
     @property
     def size(self) -> int | None:
         return None if self._facts is None else int(self._facts["version"]["size"])
+
+    @property
+    def allocated(self) -> int | None:
+        """Bytes that a copy with the same holes takes at most."""
+        return None if self._facts is None else int(self._facts["allocated"])
+
+    @property
+    def _version(self) -> Any:
+        return None if self._facts is None else self._facts["version"]
+
+    def prepare(self) -> None:
+        with contextlib.suppress(HostUnreachable):  # the content is asked for again and again
+            self._connected()
 
     def pieces(self) -> Iterator[Piece]:
         tries = _TRIES
@@ -73,7 +87,9 @@ class RemoteSource:
     def _rest(self) -> Iterator[Piece]:
         """What has not been given out yet."""
         agent = self._connected()
-        pipe = agent.stream("source.read", start=self._done, stall=self._stall, **self._file)
+        pipe = agent.stream(
+            "source.read", start=self._done, version=self._version, stall=self._stall, **self._file
+        )
         while True:
             kind, offset, data = frames.read(pipe, self._stall)
             if kind == b"X":
@@ -102,7 +118,7 @@ class RemoteSource:
             self.close()
             raise transfer.between(error, self._host) from error
         facts = agent.call("source.describe", **self._file)
-        if self._facts is not None and facts != self._facts and self._done:
+        if self._facts is not None and facts["version"] != self._version and self._done:
             raise StartAgain
         self._facts = facts
         return agent

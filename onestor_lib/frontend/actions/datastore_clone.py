@@ -11,8 +11,9 @@ from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import NotAllowed
 from onestor_lib.agent.space import MB
-from onestor_lib.frontend import arguments, oned
+from onestor_lib.frontend import arguments, boundary, oned
 from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.log import opennebula_version
 from onestor_lib.frontend.message import Message
 from onestor_lib.frontend.services import bridges, images
 from onestor_lib.frontend.services.datastore import Datastore, NewImage
@@ -26,7 +27,8 @@ Sender = contextlib.AbstractContextManager[AgentClient]
 def run(request: Request) -> str:
     """Answers ``SOURCE FORMAT``; before 6.6 ``SOURCE``, which oned takes the whole line for.
 
-    There nothing can be converted either: oned would not get to know.
+    There, and where the version is not known, nothing can be converted either: oned would not
+    get to know.
     """
     begin = time.monotonic()
     message = request.message()
@@ -35,7 +37,8 @@ def run(request: Request) -> str:
     datastore = Datastore(message, settings, hosts)
     image = NewImage(datastore, hosts, step=_STEP)
     path = arguments.checked_path(message.required("IMAGE/PATH"))
-    tells_format = request.log.version >= (6, 6)
+    remotes = boundary.remotes_directory()
+    tells_format = opennebula_version(remotes, unknown=(0, 0)) >= (6, 6)
     is_disk = images.is_disk_image(message)
     sender, content = _sender(message, datastore, hosts, path)
     made = image.make(

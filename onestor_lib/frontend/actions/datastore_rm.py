@@ -16,7 +16,12 @@ def run(request: Request) -> None:
     datastore = Datastore(message, settings, Hosts(request.settings, request.log))
     source = arguments.checked_path(message.required("IMAGE/SOURCE"))
     with datastore.agent() as store:
-        removed = store.call("image.remove", path=source, base=datastore.base)["removed"]
+        removed = store.call(
+            "image.remove",
+            path=source,
+            base=datastore.base,
+            require_mount=settings.yes("REQUIRE_MOUNT"),
+        )["removed"]
     if removed:
         request.log.info(f"{source} removed")
     else:

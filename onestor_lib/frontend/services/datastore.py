@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from onestor_lib.agent.client import AgentClient
-from onestor_lib.agent.errors import Missing, OnedUnavailable, Superseded
+from onestor_lib.agent.errors import Missing, OnedUnavailable, OnestorError, Superseded
+from onestor_lib.agent.image_format import NAMES
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.message import Message
@@ -95,16 +96,18 @@ class NewImage:
         when the datastore is on a bridge host, else this one. ``asked`` is what is asked of it
         (``onestor_lib.agent.intake.Asked``), ``display`` its name.
         """
-        settings, sent = self._datastore.settings, 0
+        settings, sent = self._datastore.settings, None
 
         def answer(question: dict[str, Any]) -> dict[str, Any]:
             nonlocal sent
             if question["ask"] == "wanted":
                 require_wanted(self._hosts, self._datastore.image_id)
                 return {}
+            if sent is not None:
+                raise OnestorError(self.step, "the content was asked for twice", host=store.host)
             with sender as agent:
                 poured = self._pour(agent, content, asked, question)
-            sent += int(poured["sent"])
+            sent = int(poured["sent"])
             return poured
 
         with self._datastore.agent() as store:
@@ -115,17 +118,22 @@ class NewImage:
                 name=self.name,
                 staging=self._staging(),
                 inspect=inspect,
+                decompress=asked["decompress"],
                 known_format=known_format,
                 wanted_format=wanted_format,
                 foreign_to="qcow2" if settings.yes("CONVERT") else "",
                 sparse=settings.yes("SPARSE"),
+                check_space=settings.yes("CHECK_FREE_SPACE"),
                 convert_timeout=settings.seconds("CONVERT_TIMEOUT"),
                 require_mount=settings.yes("REQUIRE_MOUNT"),
                 bulk=self._hosts.bulk_priority(),
                 step=self.step,
                 source=display,
             )
-        return {**made, "sent": sent}
+        # It becomes part of an answer, and may be the word of another machine.
+        if made["format"] not in NAMES:
+            raise OnestorError(self.step, "the format is no format", host=store.host)
+        return {"format": made["format"], "size": int(made["size"]), "sent": sent}
 
     def _pour(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import urllib.parse
 from typing import Any
 
+from onestor_lib.agent import urls
 from onestor_lib.agent.errors import InvalidInput
 from onestor_lib.frontend import arguments
 from onestor_lib.frontend.config import Settings
@@ -32,7 +32,7 @@ def describe(path: str, settings: Settings, hosts: Hosts, *, step: str) -> dict[
     if kind in ("http", "https"):
         return {
             "kind": "http",
-            "name": public_name(path),
+            "name": urls.describe(path),
             "url": path,
             "insecure": settings.yes("INSECURE"),
             "digested": False,
@@ -49,16 +49,6 @@ def describe(path: str, settings: Settings, hosts: Hosts, *, step: str) -> dict[
     local = re.sub("^file:(//)?", "", path, flags=re.IGNORECASE) if kind else path
     local = arguments.checked_path(local)
     return {"kind": "file", "name": local, "path": local, "rules": rules(settings), **common}
-
-
-def public_name(url: str) -> str:
-    """A URL as people may see it: without user, password and query (known failure J13)."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:
-        return "the URL"
-    place = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{place}{parts.path}{'?...' if parts.query else ''}"
 
 
 def rules(settings: Settings) -> dict[str, list[str]]:
