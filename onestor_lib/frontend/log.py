@@ -8,6 +8,7 @@ shown all of stderr. So only 7.0 and later get log lines there.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 from pathlib import Path
@@ -39,6 +40,10 @@ class Log:
     def write_to(self, file: Path) -> None:
         """Use this log file from now on."""
         self._file = file
+
+    def be_quiet(self) -> None:
+        """Write to the file only from now on."""
+        self._stderr = io.StringIO()
 
     def info(self, text: str) -> None:
         self.line("INFO", text)

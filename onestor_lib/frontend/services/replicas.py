@@ -6,14 +6,13 @@ room is needed, or as an orphan.
 
 from __future__ import annotations
 
-import io
+import copy
 import threading
 import time
 
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import arguments, boundary, config, oned
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services.hosts import Hosts
 
 _SYSTEM_DATASTORE = "1"
@@ -53,6 +52,7 @@ def drop(request: Request, path: str, *, origin: str = "") -> None:
     deadline = time.monotonic() + request.settings.seconds("CONNECT_TIMEOUT")
     for each in asked:
         each.join(max(0.0, deadline - time.monotonic()))
+        each.log.be_quiet()  # nothing may come behind the last line for oned
         if warning := each.warning:
             request.log.warn(f"{each.host} may keep {path}: {warning}")
 
@@ -65,14 +65,12 @@ class _Asked(threading.Thread):
         self.host = host
         self.warning = "no answer in time"
         self._request, self._path = request, path
-        # One that answers late must not say anything behind the last line for oned.
-        self._log = Log(request.action, stderr=io.StringIO())
-        self._log.write_to(request.settings.path("LOG_FILE"))
+        self.log = copy.copy(request.log)
         self.start()
 
     def run(self) -> None:
         try:
-            with Hosts(self._request.settings, self._log).agent(self.host) as agent:
+            with Hosts(self._request.settings, self.log).agent(self.host) as agent:
                 agent.call("cache.drop", path=self._path)
             self.warning = ""
         except Exception as error:  # noqa: BLE001 - a thread's traceback would go to oned
