@@ -143,6 +143,88 @@ def test_A22_data_in_no_blocks_is_data(tmp_path: Path) -> None:
         assert importing.image.read_bytes() == b"data in the inode"
 
 
+class TestClone:
+    """A registered image as the source: no rules but that it lies in its datastore."""
+
+    def cloning(self, root: Path, image_format: str) -> Importing:
+        importing = Importing(root)
+        importing.file = root / "other" / "0f"
+        (draw if image_format == "raw" else qcow2)(importing.file, "A---B" + "-" * 15)
+        for number in ("0", "9", "10", "123"):
+            draw(root / "other" / "0f.snap" / number, "S")
+        importing.source = {
+            **importing.description, "rules": None, "base": str(importing.file.parent),
+        }  # fmt: skip
+        importing.options["known_format"] = image_format
+        importing.asked["inspect"] = False
+        return importing
+
+    @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+    def test_H16_holes_are_kept_and_snapshots_stay(self, tmp_path: Path, image_format: str) -> None:
+        cloning = self.cloning(tmp_path, image_format)
+        assert cloning.run() == image_format
+        assert cloning.image.read_bytes() == cloning.file.read_bytes()
+        assert allocated(cloning.image) <= allocated(cloning.file) * 1.05
+        assert listing(cloning.datastore) == COMPLETE
+
+    def test_H16_blocks_are_shared_where_possible(self, xfs: Path) -> None:
+        (xfs / "clone").mkdir()
+        cloning = self.cloning(xfs / "clone", "raw")
+        draw(cloning.file, "A" * 64)
+        os.sync()
+        free = os.statvfs(xfs).f_bfree * os.statvfs(xfs).f_frsize
+        cloning.run()
+        os.sync()
+        assert free - os.statvfs(xfs).f_bfree * os.statvfs(xfs).f_frsize < MB
+        assert cloning.image.read_bytes() == cloning.file.read_bytes()
+
+    def test_trap35_a_guest_may_write_any_header(self, tmp_path: Path) -> None:
+        """What is raw on record stays raw, whatever it looks like."""
+        cloning = self.cloning(tmp_path, "raw")
+        qcow2(cloning.file, "A")
+        cloning.options["wanted_format"] = "qcow2"
+        assert cloning.run() == "qcow2"
+        assert info(cloning.image)["virtual-size"] == cloning.file.stat().st_size
+
+    @pytest.mark.parametrize("path", ["../incoming/x", ".0f.manifest", "0f.snap/0"])
+    def test_H7_nothing_but_images_is_cloned(self, tmp_path: Path, path: str) -> None:
+        cloning = self.cloning(tmp_path, "raw")
+        draw(cloning.incoming / "x", "X")
+        cloning.source["path"] = str(cloning.file.parent / path)
+        with pytest.raises(NotAllowed, match="not an image in"):
+            cloning.run()
+        assert listing(cloning.datastore) == []
+
+
+def test_H9_no_hole_is_ever_dug(importing: Importing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not written is a hole: no call that some file systems have trouble with."""
+    monkeypatch.setattr(extents, "_punch", lambda *arguments: 1 / 0)
+    draw(importing.file, "A00-B0")
+    assert importing.run() == "raw"
+    assert importing.image.read_bytes() == importing.file.read_bytes()
+    assert allocated(importing.image) < 3 * MB
+
+
+@pytest.mark.parametrize("block", [1 << 20, 1 << 16])
+def test_H22_how_much_is_read_at_once(
+    importing: Importing, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    draw(importing.file, "AB")
+    counts: set[int] = set()
+    read = extents.read_exactly
+
+    def note(fd: int, count: int, offset: int) -> bytes:
+        if "incoming" in os.readlink(f"/proc/self/fd/{fd}"):
+            counts.add(count)
+        return read(fd, count, offset)
+
+    monkeypatch.setattr(extents, "read_exactly", note)
+    importing.source = {**importing.description, "block": block}
+    importing.run()
+    assert max(counts) == block
+    assert importing.image.read_bytes() == importing.file.read_bytes()
+
+
 class TestFormats:
     @pytest.mark.parametrize("source", ["raw", "qcow2"])
     @pytest.mark.parametrize("wanted", ["raw", "qcow2", ""])

@@ -97,8 +97,18 @@ class TestImages:
         with pytest.raises(InvalidInput):
             self.source(path)
 
-    def source(self, path: str) -> dict[str, Any]:
-        settings = config.Settings(config.DATASTORE_ATTRIBUTES, {})
+    @pytest.mark.parametrize(
+        ("value", "expected"), [("", 1 << 20), ("64k", 1 << 16), ("4M", 4 << 20)]
+    )
+    def test_H22_DD_BLOCK_SIZE(self, value: str, expected: int) -> None:
+        assert self.source("/a", DD_BLOCK_SIZE=value)["block"] == expected
+
+    @pytest.mark.parametrize(("value", "expected"), [("", 0), ("1000", 1000), ("2m", 2 << 20)])
+    def test_K9_LIMIT_TRANSFER_BW(self, value: str, expected: int) -> None:
+        assert self.source("http://h/", LIMIT_TRANSFER_BW=value)["rate"] == expected
+
+    def source(self, path: str, **configured: str) -> dict[str, Any]:
+        settings = config.Settings(config.DATASTORE_ATTRIBUTES, configured)
         return sources.describe(path, settings, Hosts(settings, Log("x")), step="stat")
 
     @pytest.mark.parametrize(
