@@ -19,7 +19,6 @@ import json
 import marshal
 import os
 import threading
-import tokenize
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,22 +72,18 @@ def pack(modules: Mapping[str, str]) -> bytes:
 
 
 def bare(text: str) -> str:
-    """A module without docstrings and comments, which are a fifth of what is sent.
-
-    Every line stays where it is, for tracebacks.
-    """
+    """A module without its docstrings, a sixth of what is sent; every line stays where it is."""
     lines = text.splitlines(keepends=True)
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) or not node.body:
+    nodes: list[ast.AST] = [ast.parse(text)]
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             continue
-        first = node.body[0]
+        nodes += node.body
         if ast.get_docstring(node, clean=False) is not None:
+            first = node.body[0]
             start, end = first.lineno - 1, first.end_lineno or first.lineno
             lines[start:end] = [" " * first.col_offset + '""\n', *["\n"] * (end - start - 1)]
-    for token in tokenize.generate_tokens(iter(lines[:]).__next__):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
     return "".join(lines)
 
 

@@ -69,8 +69,8 @@ class TestContent:
         finder.exec_module(module)
         assert (module.answer, module.__doc__) == (42, "")
 
-    def test_what_is_sent_has_neither_docstrings_nor_comments(self) -> None:
-        """Its lines are where they were; names and strings that look alike are not touched."""
+    def test_what_is_sent_has_no_docstrings(self) -> None:
+        """Its lines are where they were; other strings are not touched."""
         text = (
             '"""What for.\n\nMore."""\nfrom __future__ import annotations  # now\n'
             "class A:\n    '''Doc\n    # of it'''\n    text = \"# no comment\"\n"
@@ -78,7 +78,7 @@ class TestContent:
         )
         bare = bundle.bare(text)
         assert bare == (
-            '""\n\n\nfrom __future__ import annotations\n'
+            '""\n\n\nfrom __future__ import annotations  # now\n'
             'class A:\n    ""\n\n    text = "# no comment"\n'
             '    def f(self):\n        ""\n    def g(self): ...\n'
         )
