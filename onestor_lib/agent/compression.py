@@ -16,9 +16,6 @@ from typing import Any
 from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.errors import OnestorError, TransferFailed
 
-_SIGNATURES = {
-    b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd",
-}  # fmt: skip
 _ZSTD = ["zstd", "-dcq"]
 _MEMORY = 512 << 20  # bytes that xz may use: what xz -9 has packed needs 65 MiB
 _QUICK = 10.0  # seconds for the first bytes of a stream
@@ -38,14 +35,6 @@ _LARGEST = (1 << 63) - 1  # bytes in a file
 _SECTOR = 512  # bytes
 _PROTECTIVE = 0xEE  # in an MBR: what counts is a GPT
 _EXT_64BIT = 0x80
-
-
-def detect(head: bytes) -> str:
-    """The compression of a file by its first bytes: gzip, bzip2, xz, zstd or ""."""
-    for signature, kind in _SIGNATURES.items():
-        if head.startswith(signature):
-            return kind
-    return ""
 
 
 def decompressed(

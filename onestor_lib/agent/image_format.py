@@ -13,7 +13,6 @@ import re
 import struct
 from typing import NamedTuple
 
-from onestor_lib.agent import compression
 from onestor_lib.agent.errors import InvalidInput, NotAllowed
 
 FORMATS = ("raw", "qcow2")  # what disks of VMs are stored in
@@ -28,6 +27,9 @@ _INCOMPATIBLE = struct.Struct(">Q")  # at 72, from version 3
 _EXTERNAL_DATA = 1 << 2
 _KNOWN_BITS = 0x1F  # dirty, corrupt, external data file, compression type, extended L2
 
+_SIGNATURES = {
+    b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
 _UNKNOWN = {b"COWD": "vmdk of ESX", b"QED\x00": "qed"}
 _ARCHIVES = {
     b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"7z\xbc\xaf": "7z", b"Rar!": "rar",
@@ -77,7 +79,7 @@ def describe(
         return describe_qcow2(head, step=step, path=path)
     if is_luks(head):
         return Description("raw", file_size, convertible=False)
-    if (kind := compression.detect(head)) and keeps_compressed:
+    if (kind := compression_of(head)) and keeps_compressed:
         return Description("raw", file_size, convertible=False)
     if kind:
         cause = f"the file is compressed ({kind}); decompress it first"
@@ -94,6 +96,14 @@ def describe(
         return Description("vhdx", 0)  # what has a parent is refused by qemu itself
     _refuse_others(head, step, path)
     return Description("raw", file_size)
+
+
+def compression_of(head: bytes) -> str:
+    """The compression of a file by its first bytes: gzip, bzip2, xz, zstd or ""."""
+    for signature, kind in _SIGNATURES.items():
+        if head.startswith(signature):
+            return kind
+    return ""
 
 
 def is_luks(head: bytes) -> bool:

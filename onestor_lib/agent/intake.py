@@ -75,7 +75,7 @@ def take_in(source: Source, target: Target, asked: Asked, on_progress: Progress)
         sums = stack.enter_context(_Sums(asked.digests))
         count = _Count(source, sums, on_progress)
         head, pieces = _peek(count.watched(source.pieces()))
-        kind = compression.detect(head) if asked.decompress else ""
+        kind = image_format.compression_of(head) if asked.decompress else ""
         if kind:
             plain = compression.decompressed(
                 kind, _as_bytes(pieces), step=asked.step, stall=asked.stall
@@ -278,7 +278,7 @@ def _share(source: Source, fd: int, asked: Asked) -> bool:
     if own is None:
         return False
     head = source.read_at(0, image_format.HEAD) or b""
-    if asked.decompress and compression.detect(head):
+    if asked.decompress and image_format.compression_of(head):
         return False
     return extents.reflink(own, fd)
 

@@ -24,7 +24,7 @@ def image_size(
     source = open_source(description, step=_STEP, stall=stall)
     try:
         head = source.read_at(0, formats.HEAD) or b""
-        kind = compression.detect(head) if decompress else ""
+        kind = formats.compression_of(head) if decompress else ""
         if kind:
             return _uncompressed(source, kind, inspect, told)
         if inspect and not head:

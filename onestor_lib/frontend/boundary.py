@@ -21,7 +21,7 @@ from typing import BinaryIO, Callable
 import onestor_lib
 from onestor_lib.agent import crashpoints, signals
 from onestor_lib.agent.errors import OnestorError, ProgrammerError, Terminated, from_os_error
-from onestor_lib.frontend import config, log, message
+from onestor_lib.frontend import bundle, config, log, message
 
 _INTERRUPTED = 143  # as a shell says of a program that SIGTERM has ended
 
@@ -81,6 +81,7 @@ def _run(
 ) -> str | None:
     signals.end_by_exception()
     warnings.simplefilter("ignore")  # a library's would go to stderr, which is oned's
+    bundle.choose(kind)
     crashpoints.choose(os.environ.get(crashpoints.VARIABLE, ""))
     remotes = remotes_directory()
     journal.version = log.opennebula_version(remotes)

@@ -2,7 +2,8 @@
 
 Twice: as bytecode of this Python, which an agent on the same version of Python need not compile,
 and as source for all others. Making that takes longer than loading it, so install.sh leaves it,
-made, in a file beside the library. The file counts only as long as it fits: to the names, sizes and
+made, in a file beside the library: without and with what only the image datastore's actions need,
+which is a third of it. The file counts only as long as it fits: to the names, sizes and
 times of the sources, as Python's own bytecode does, and to this Python. It lies where the sources
 lie, so whoever can write the one can write the other.
 
@@ -18,6 +19,7 @@ import importlib.util
 import json
 import marshal
 import os
+import re
 import threading
 import zlib
 from collections.abc import Mapping
@@ -29,18 +31,47 @@ from onestor_lib.agent import crashpoints
 PREBUILT = "agent.bundle"  # the name of the file, in the library's directory
 _building = threading.Lock()
 _BOOTSTRAP = "onestor_lib.agent.bootstrap"
+_LENGTH = b"%10d\n"  # of the smaller of two codes that follow
+_DATASTORE = re.compile(
+    r"onestor_lib\.agent\.(sources|intake|filter|compression|measuring|deadline|urls"
+    r"|operations\.(datastore|intake|source|snapshots|exporting|formatting))(\..*)?$"
+)
+
+
+_everything = True
+
+
+def choose(kind: str) -> None:
+    """Send from now on what actions of this ``kind`` ("tm" or "datastore") need."""
+    global _everything
+    _everything = kind != "tm"
 
 
 def build() -> bytes:
     """What :meth:`onestor_lib.agent.client.AgentClient.start` sends."""
     with _building:  # one thread makes it; those of ast in Python 3.11 disturb each other
-        return _build()
+        return _build(_everything)
 
 
-@functools.lru_cache(maxsize=1)
-def _build() -> bytes:
+@functools.lru_cache(maxsize=2)
+def _build(everything: bool) -> bytes:
     library = Path(onestor_lib.__file__).parent
-    return with_settings(prebuilt(library) or pack(sources(library)))
+    if made := prebuilt(library):
+        first = len(_LENGTH % 0)
+        middle = first + int(made[:first])
+        return with_settings(made[middle:] if everything else made[first:middle])
+    modules = sources(library)
+    return with_settings(pack(modules if everything else _core(modules)))
+
+
+def _core(modules: Mapping[str, str]) -> dict[str, str]:
+    """The modules without those of the image datastore's actions."""
+    return {name: text for name, text in modules.items() if not _DATASTORE.match(name)}
+
+
+def _pack_both(modules: Mapping[str, str]) -> bytes:
+    core = pack(_core(modules))
+    return _LENGTH % len(core) + core + pack(modules)
 
 
 def with_settings(code: bytes) -> bytes:
@@ -103,12 +134,12 @@ def prebuild(library: Path) -> bytes:
     Code that is there and fits stays: the bytes of bytecode may differ from one run to the next.
     """
     stamp = _stamp(library)  # first: should a source change meanwhile, the file will not fit
-    code = prebuilt(library) or pack(sources(library))
+    code = prebuilt(library) or _pack_both(sources(library))
     return stamp + _checksum(code) + code
 
 
 def prebuilt(library: Path) -> bytes | None:
-    """The code from the file beside the library; None unless it is whole and fits."""
+    """Both codes from the file beside the library; None unless it is whole and fits."""
     try:
         content = (library / PREBUILT).read_bytes()
         stamp = _stamp(library)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable
 
-from onestor_lib.agent.operations import image, intake
+from onestor_lib.agent.operations import datastore, intake
 from tests.tool.placing import LocalCall
 
 NAME = "0a1b2c"
@@ -66,7 +66,7 @@ class Importing:
                 return self.answer(question)
             return intake.pour(LocalCall(self.answer), **self.pour(question))
 
-        return str(image.create(LocalCall(answer), **self.create())["format"])
+        return str(datastore.create(LocalCall(answer), **self.create())["format"])
 
     def run_in(self, agent: Any, sender: Any) -> Any:
         """Import it by two agents."""
@@ -80,7 +80,7 @@ class Importing:
 
     def measure(self, *, told: int = 0, timeout: float = 10.0) -> int:
         """The size in bytes that stat tells."""
-        return image.measure(
+        return datastore.measure(
             LocalCall(self.answer), source=self.description, inspect=self.options["inspect"],
             decompress=self.asked["decompress"], told=told, timeout=timeout,
         )["size"]  # fmt: skip

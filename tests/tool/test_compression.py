@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onestor_lib.agent import compression
+from onestor_lib.agent import compression, image_format
 from onestor_lib.agent.errors import CommandFailed, InvalidInput, OnestorError, TransferFailed
 from tests.tool.conftest import MB, draw, listing
 from tests.tool.importing import Importing
@@ -186,7 +186,7 @@ class TestStat:
         self, importing: Importing, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         never = threading.Event()
-        monkeypatch.setattr(compression, "detect", lambda head: never.wait())
+        monkeypatch.setattr(image_format, "compression_of", lambda head: never.wait())
         draw(importing.file, "A")
         with pytest.raises(TransferFailed, match="no answer within 0 s"):
             importing.measure(timeout=0.1)
@@ -201,6 +201,6 @@ def test_the_head_of_a_stream_that_is_not_here_whole() -> None:
 
 
 def test_every_kind_is_detected() -> None:
-    found: Callable[[bytes], str] = compression.detect
+    found: Callable[[bytes], str] = image_format.compression_of
     assert [found(pack(kind, b"x")) for kind in KINDS] == list(KINDS)
     assert found(b"QFI\xfb") == found(b"") == ""

@@ -34,7 +34,7 @@ from onestor_lib.agent.errors import (
     Superseded,
     TransferFailed,
 )
-from onestor_lib.agent.operations import image as operations
+from onestor_lib.agent.operations import datastore, image
 from tests.tool.conftest import (
     MB,
     Agents,
@@ -55,7 +55,7 @@ from tests.unit.caching import fill
 
 
 def remove(path: str | Path, base: str | Path) -> Any:
-    return operations.remove(LocalCall(lambda question: {}), path=str(path), base=str(base))
+    return datastore.remove(LocalCall(lambda question: {}), path=str(path), base=str(base))
 
 
 @pytest.fixture
@@ -606,7 +606,7 @@ class TestRemove:
 
 class TestDescribe:
     def describe(self, path: Path, image_format: str = "raw", snapshots: bool = True) -> Any:
-        return operations.describe(
+        return image.describe(
             LocalCall(lambda question: {}), path=str(path), image_format=image_format,
             snapshots=snapshots,
         )  # fmt: skip

@@ -153,6 +153,18 @@ class TestPrebuilt:
         monkeypatch.setattr(bundle, "sources", None)
         assert bundle.build() == expected
 
+    def test_actions_of_the_transfer_manager_send_less(
+        self, library: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = bundle.with_settings(bundle.pack(bundle._core(bundle.sources(library))))
+        monkeypatch.setattr(bundle, "_everything", True)
+        whole = bundle.build()
+        bundle.choose("tm")
+        monkeypatch.setattr(bundle, "pack", None)  # cannot be called
+        assert bundle.build() == expected and len(expected) < len(whole) * 0.75
+        bundle.choose("datastore")
+        assert bundle.build() == whole
+
     def test_settings_are_not_part_of_it(
         self, library: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

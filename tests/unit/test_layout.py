@@ -12,7 +12,7 @@ import pytest
 
 from onestor_lib.agent import crashpoints
 from onestor_lib.agent.operations import OPERATIONS, load
-from onestor_lib.frontend import config
+from onestor_lib.frontend import bundle, config
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "onestor_lib"
@@ -75,6 +75,24 @@ def test_heavy_packages_have_one_door_and_stay_outside_until_needed(package: str
     doors = [path for path in SOURCES if uses(path)]
     assert len(doors) <= 1
     assert not [path for path in doors if uses(path, at_import_only=True)]
+
+
+def test_what_hosts_get_needs_nothing_of_what_only_datastores_need() -> None:
+    """Neither at import nor later: it is not there."""
+    modules = bundle.sources(LIBRARY)
+    core = bundle._core(modules)
+    left_out = set(modules) - set(core)
+    assert "onestor_lib.agent.sources.http" in left_out and "onestor_lib.agent.origin" in core
+    for name in core:
+        file = LIBRARY.parent / name.replace(".", "/")
+        path = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        assert not left_out & set(imports(path)), name
+    for operation, place in OPERATIONS.items():
+        module = f"onestor_lib.agent.operations.{place.partition(':')[0]}"
+        is_of_datastores = operation.split(".")[0] in ("intake", "source", "snapshot")
+        is_of_datastores |= operation in ("image.create", "image.measure", "image.remove")
+        is_of_datastores |= operation in ("image.identify", "image.make")
+        assert (module in left_out) is is_of_datastores, operation
 
 
 def test_imports_run_one_way() -> None:
