@@ -217,7 +217,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system that can share blocks."""
-    with mounted(tmp_path_factory.mktemp("xfs"), 320, "mkfs.xfs", "-q", "-mreflink=1") as point:
+    with mounted(tmp_path_factory.mktemp("xfs"), 1024, "mkfs.xfs", "-q", "-mreflink=1") as point:
         yield point
 
 
