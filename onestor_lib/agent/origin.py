@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import extents, transfer
+from onestor_lib.agent import companions, extents, replacement, transfer
 from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.record import Record
@@ -60,13 +60,13 @@ class Origin:
         """The error for content that is not what the manifest says."""
         cause = (
             "it differs from what it was when its digests were taken; if the change is wanted,"
-            f" remove {manifest_path(self.path)}"
+            f" remove {companions.manifest(self.path)}"
         )
         return OnestorError("read image", cause, path=str(self.path))
 
     def manifest(self) -> Manifest | None:
         """The manifest of this version; None when there is none."""
-        path = manifest_path(self.path)
+        path = companions.manifest(self.path)
         kept = record.read(path)
         if kept is None or kept.version != self.version:
             return None
@@ -76,7 +76,7 @@ class Origin:
         """Write the manifest down; where that is not possible it is made again next time."""
         with contextlib.suppress(OSError):
             found = Record.now(self.version, manifest.digest(), self.version)
-            found.write(manifest_path(self.path), manifest)
+            found.write(companions.manifest(self.path), manifest)
 
 
 def describe(path: Path, image_format: str, *, snapshots: bool) -> dict[str, Any]:
@@ -86,10 +86,11 @@ def describe(path: Path, image_format: str, *, snapshots: bool) -> dict[str, Any
     snapshot by id: of ``<image>.snap/`` the files with a number for a name and nothing else (known
     failure A14). Raises :class:`Missing` and :class:`InvalidInput`.
     """
+    replacement.finish(path)
     version, allocated, virtual = _facts(path, image_format)
     found: dict[str, int] = {}
     snapshots_allocated = 0
-    directory = path.with_name(f"{path.name}.snap")
+    directory = companions.snapshots(path)
     if snapshots and directory.is_dir():
         for file in sorted(directory.iterdir()):
             if file.name.isascii() and file.name.isdigit():
@@ -111,11 +112,6 @@ def missing(directory: Path, names: Sequence[str]) -> list[str]:
     if not directory.is_dir():
         return []
     return [name for name in names if not os.path.lexists(directory / os.path.basename(name))]
-
-
-def manifest_path(image: Path) -> Path:
-    """Where the manifest of an origin lies."""
-    return image.with_name(f".{image.name}.manifest")
 
 
 def _facts(path: Path, image_format_name: str) -> tuple[Version, int, int]:

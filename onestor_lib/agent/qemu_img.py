@@ -58,9 +58,22 @@ def _names_files(facts: dict[str, Any]) -> bool:
     )
 
 
-def grow(path: Path, image_format: str, size: int, *, step: str) -> None:
-    """Make the image ``size`` bytes large for the guest; the new part is a hole."""
-    argv = [QEMU_IMG, "resize", "-q", "-f", image_format, str(path), str(size)]
+def grow(path: Path, image_format: str, size: int, *, step: str, allocate: bool = False) -> None:
+    """Make the image ``size`` bytes large for the guest.
+
+    The new part is a hole, or with ``allocate`` has blocks of its own.
+    """
+    more = ["--preallocation=falloc"] if allocate else []
+    argv = [QEMU_IMG, "resize", "-q", *more, "-f", image_format, str(path), str(size)]
+    process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
+
+
+def create(
+    path: Path, image_format: str, size: int, *, step: str, options: Sequence[str] = ()
+) -> None:
+    """Make ``path`` an empty image of ``size`` bytes; ``options`` are ``name=value`` pairs."""
+    more = ["-o", ",".join(options)] if options else []
+    argv = [QEMU_IMG, "create", "-q", "-f", image_format, *more, str(path), str(size)]
     process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
 
 
@@ -89,9 +102,12 @@ def convert(
     step: str,
     timeout: float,
     options: Sequence[str] = (),
+    below: Sequence[tuple[Path, str]] = (),
 ) -> None:
     """Write the content of ``source`` to ``target`` as a standalone image in another format.
 
+    ``below`` are the files that ``source`` lies on, with their formats: what the headers say of
+    them is not looked at.
     ``allocate`` gives every byte of the guest's disk a block on the host's disk; ``options``
     are ``name=value`` pairs for a qcow2 target; of two for one name the last counts.
     """
@@ -99,6 +115,19 @@ def convert(
     arguments = ["-o", ",".join(wanted)] if wanted else []
     if allocate:
         arguments += ["-S", "0"]  # write zeros out instead of leaving holes
-    argv = [QEMU_IMG, "convert", "-q", "-f", source_format, "-O", target_format]
-    argv += [*arguments, str(source), str(target)]
+    argv = [QEMU_IMG, "convert", "-q"]
+    if below:
+        name = _described([(source, source_format), *below])
+    else:
+        name, argv = str(source), [*argv, "-f", source_format]
+    argv += ["-O", target_format, *arguments, name, str(target)]
     process.run(argv, timeout=timeout, step=step).check(step, path=str(target))
+
+
+def _described(layers: Sequence[tuple[Path, str]]) -> str:
+    """A chain of files as one name, with all formats given (qemu(1), "json:" file names)."""
+    node: dict[str, Any] | None = None
+    for path, image_format in reversed(layers):
+        file = {"driver": "file", "filename": str(path)}
+        node = {"driver": image_format, "file": file, **({"backing": node} if node else {})}
+    return "json:" + json.dumps(node)

@@ -156,6 +156,29 @@ TM_ATTRIBUTES = (
         "MB a second that image transfers over one link (a sending and a receiving machine) share",
         _SYSTEM,
     ),
+    Attribute(
+        "LIBVIRT_URI", "libvirt URI", "qemu:///system", "how virsh reaches the hosts' hypervisor"
+    ),
+    Attribute(
+        "BLOCK_JOB_TIMEOUT",
+        "seconds",
+        "60",
+        "longest wait for another block job on the disk of a running VM; then it is cancelled",
+    ),
+    Attribute(
+        "FREEZE_TIMEOUT",
+        "seconds",
+        "5",
+        "longest time a guest's file systems are frozen while its disk is saved",
+        _SYSTEM,
+    ),
+    Attribute(
+        "SUSPEND_TIMEOUT",
+        "seconds",
+        "30",
+        "longest time a guest stands still while its disk is saved, when there is no other way",
+        _SYSTEM,
+    ),
     *_COMMON,
 )
 

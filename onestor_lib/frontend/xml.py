@@ -37,6 +37,17 @@ class Element:
         """The elements at ``path``."""
         return [Element(node) for node in self._node.findall(path)]
 
+    def set_text(self, path: str, text: str) -> None:
+        """Change the texts at ``path``."""
+        for found in self._node.findall(path):
+            found.text = text
+
+    def to_text(self) -> str:
+        """The element as a document."""
+        from lxml import etree
+
+        return str(etree.tostring(self._node, encoding="unicode"))
+
     def has(self, path: str) -> bool:
         return self._node.find(path) is not None
 

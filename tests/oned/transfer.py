@@ -41,6 +41,42 @@ def epilog_detach(vm: Vm, disk: Disk) -> list[str]:
     return [_dismiss(vm, disk, _suffix(vm))]
 
 
+def move(vm: Vm, source: str, target: str, *, old_datastore: int | None = None) -> list[str]:
+    """Move every disk, then the directory, from one host to another (contract section 2.5)."""
+    record = vm.history[-1]
+    old = record.ds_id if old_datastore is None else old_datastore
+    ends = [f"{source}:{DATASTORES}/{old}/{vm.id}", f"{target}:{DATASTORES}/{record.ds_id}/{vm.id}"]
+    lines = []
+    for disk in vm.disks:
+        files = " ".join(f"{end}/disk.{disk.id}" for end in ends)
+        attributes = disk.attributes
+        lines.append(f"MV {attributes['TM_MAD']} {files} {vm.id} {attributes['DATASTORE_ID']}")
+    return [*lines, f"MV {record.tm_mad} {' '.join(ends)} {vm.id} {record.ds_id}"]
+
+
+def save_as(vm: Vm, disk: Disk, source: str, snapshot: int, host: str = "") -> list[str]:
+    """Save a disk, or a snapshot of it, as the image that will be at `source`."""
+    attributes = disk.attributes
+    record = vm.history[-1]
+    file = f"{host or record.hostname}:{DATASTORES}/{record.ds_id}/{vm.id}/disk.{disk.id}"
+    end = f"{snapshot} {vm.id} {attributes['DATASTORE_ID']}"
+    return [f"CPDS {attributes['TM_MAD']} {file} {source} {end}"]
+
+
+def resize(vm: Vm, disk: Disk, size: int) -> list[str]:
+    """Make a disk `size` MB large."""
+    attributes = disk.attributes
+    end = f"{size} {vm.id} {attributes['DATASTORE_ID']}"
+    return [f"RESIZE {attributes['TM_MAD']} {_file(vm, disk)} {end}"]
+
+
+def migration(vm: Vm, step: str, source: str, target: str) -> str:
+    """The step (PREMIGRATE and so on) of a live migration."""
+    record = vm.history[-1]
+    directory = f"{DATASTORES}/{record.ds_id}/{vm.id}"
+    return f"{step} {record.tm_mad} {source} {target} {directory} {vm.id} {record.ds_id}"
+
+
 def context(vm: Vm, script: str) -> str:
     """The step of a deployment that builds the context disk."""
     record = vm.history[-1]

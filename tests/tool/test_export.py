@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from onestor_lib.agent import extents, publish
+from onestor_lib.agent import companions, extents, publish
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import (
     HostUnreachable,
@@ -96,13 +96,13 @@ def test_H26_a_changed_image_has_another_digest(image: Image, change: str) -> No
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"[]", b'{"md5": 1}', b"[" * 99999])
 def test_H26_a_damaged_note_is_no_note(image: Image, damage: bytes) -> None:
-    exporting.note_path(image.file).write_bytes(damage)
+    companions.digest(image.file).write_bytes(damage)
     assert image.identify()["md5"] == image.md5()
 
 
 def test_H26_a_note_with_something_else_in_the_place_of_the_digest(image: Image) -> None:
     image.identify()
-    note = exporting.note_path(image.file)
+    note = companions.digest(image.file)
     note.write_text(note.read_text().replace(image.md5(), "]]>"))
     assert image.identify()["md5"] == image.md5()
 

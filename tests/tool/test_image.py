@@ -13,6 +13,7 @@ from typing import Any, Callable
 import pytest
 
 from onestor_lib.agent import (
+    companions,
     crashpoints,
     extents,
     origin,
@@ -548,7 +549,7 @@ class TestRemove:
         draw(importing.datastore / f"{NAME}.snap" / "123", "S")
         importing.image.with_name(f"{NAME}.md5sum").write_text("")
         importing.image.with_name(f"{NAME}0").write_text("another image")
-        origin.manifest_path(importing.image).write_text("")
+        companions.manifest(importing.image).write_text("")
         return importing.image
 
     def test_H8_an_image_goes_with_all_that_belongs_to_it(self, image: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from onestor_lib.agent import extents, origin, publish, qemu_img
+from onestor_lib.agent import companions, extents, publish, qemu_img
 from onestor_lib.agent.errors import (
     CommandFailed,
     InvalidInput,
@@ -19,7 +19,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
-from onestor_lib.agent.operations import exporting, snapshots
+from onestor_lib.agent.operations import snapshots
 from onestor_lib.agent.version import Version
 from tests.tool.conftest import Agents, allocated, draw, info, listing, qcow2
 from tests.tool.conftest import qemu_img as run_qemu_img
@@ -105,12 +105,12 @@ def chain(tmp_path: Path) -> Image:
     return Image(tmp_path, "qcow2").with_chain()
 
 
-def companions(image: Image) -> list[Path]:
+def written_notes(image: Image) -> list[Path]:
     """What is known of the image's content, and would be wrong of another one."""
     found = [
         image.datastore / f"{NAME}.md5sum",
-        exporting.note_path(image.file),
-        origin.manifest_path(image.file),
+        companions.digest(image.file),
+        companions.manifest(image.file),
     ]
     for path in found:
         path.write_text("stale")
@@ -159,7 +159,7 @@ class TestRevert:
     @pytest.mark.parametrize("snapshot", SNAPSHOTS)
     def test_the_image_is_a_copy_and_the_snapshots_stay(self, image: Image, snapshot: str) -> None:
         old, before = Version.of(image.file.stat()), image.names
-        stale = companions(image)
+        stale = written_notes(image)
         image.run(snapshots.revert, int(snapshot))
         source = image.directory / snapshot
         assert image.file.read_bytes() == source.read_bytes()
@@ -186,7 +186,7 @@ class TestRevert:
     def test_trap22_what_is_known_of_the_old_content_goes_before_the_rename(
         self, image: Image, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stale, old = companions(image), image.file.read_bytes()
+        stale, old = written_notes(image), image.file.read_bytes()
 
         def fail(self: publish.Temporary, **options: object) -> None:
             assert not any(path.exists() for path in stale)
@@ -249,7 +249,7 @@ class TestFlatten:
     ) -> None:
         source = image.directory / snapshot
         content, before = source.read_bytes(), Version.of(source.stat())
-        stale = companions(image)
+        stale = written_notes(image)
         image.run(snapshots.flatten, int(snapshot))
         after = Version.of(image.file.stat())
         assert image.file.read_bytes() == content

@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import crashpoints, locks, origin, transfer
+from onestor_lib.agent import companions, crashpoints, locks, origin, transfer
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.chunks import CHUNK
@@ -459,7 +459,7 @@ class TestSend:
     ) -> None:
         version = pulling.image()["version"]
         self.send(agent, pulling, version)
-        manifest = origin.manifest_path(pulling.origin)
+        manifest = companions.manifest(pulling.origin)
         if content is None:
             spoil(manifest, manifest.stat().st_size - 5)
         else:
@@ -475,7 +475,7 @@ class TestSend:
         version = pulling.image()["version"]
         self.send(agent, pulling, version)
         spoil(pulling.origin, 3 * CHUNK)
-        manifest = origin.manifest_path(pulling.origin)
+        manifest = companions.manifest(pulling.origin)
         with pytest.raises(
             OnestorError, match=f"{pulling.origin}: .* remove {manifest}"
         ) as failure:
@@ -510,7 +510,7 @@ class TestCopy:
         pulling.assert_complete()
         assert found["written"] == Version.of(pulling.part.stat()).to_json()
         spoil(pulling.origin, 3 * CHUNK)
-        kept = origin.manifest_path(pulling.origin)
+        kept = companions.manifest(pulling.origin)
         with pytest.raises(OnestorError, match=f"{pulling.origin}: .* remove {kept}") as failure:
             self.copy(agent, pulling, manifest)
         assert not failure.value.retryable

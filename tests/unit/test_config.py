@@ -54,6 +54,7 @@ def test_every_default_is_a_legal_value(kind: str) -> None:
         "percent": lambda name: settings.number(name, 1, 100),
         "niceness": lambda name: settings.number(name, 0, 19),
         "qcow2 options": settings.options,
+        "libvirt URI": lambda name: settings.text(name, "[a-z+]+://.*", "a URI"),
         "bytes": lambda name: settings.size(name, 1, 1 << 60),
         "file system": lambda name: settings.text(name, "[a-z0-9]*", "a file system"),
         "I/O class": lambda name: settings.text(name, "idle|none|best-effort:[0-7]", "a class"),
@@ -119,7 +120,7 @@ SCOPES = {
     "system": {
         "CHECK_FREE_SPACE", "REPLICA_HOST", "REPLICA_MAX_SIZE_MB", "REPLICA_MAX_USED_PERC",
         "HOST_CACHE_MAX_SIZE_MB", "HOST_CACHE_MAX_USED_PERC", "CACHE_MIN_AGE", "CACHE_ORPHAN_AGE",
-        "REPLICA_BWLIMIT_MB_S",
+        "REPLICA_BWLIMIT_MB_S", "FREEZE_TIMEOUT", "SUSPEND_TIMEOUT",
     },
 }  # fmt: skip
 

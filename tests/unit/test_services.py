@@ -20,7 +20,7 @@ from onestor_lib.agent.errors import (
 from onestor_lib.frontend import arguments, config, oned, openssh, retry, xml
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.message import Message
-from onestor_lib.frontend.services import disks, images, sources, transfer
+from onestor_lib.frontend.services import disks, images, sources, transfer, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 MB = 1 << 20
@@ -169,11 +169,11 @@ class TestDescribe:
     def test_C3_format_and_size(self, text: str, image_format: str, grow_to: int) -> None:
         other = "<DISK><DISK_ID>0</DISK_ID><FORMAT>qcow2</FORMAT></DISK>"
         disk = f"<DISK><DISK_ID>1</DISK_ID><IMAGE_ID>4</IMAGE_ID>{text}</DISK>"
-        found = disks.describe(vm(other + disk), target())
+        found = vms.describe(vm(other + disk), target())
         assert (found.image_id, found.image_format, found.grow_to) == ("4", image_format, grow_to)
 
     def test_trap12_a_kernel_has_no_disk(self) -> None:
-        assert disks.describe(vm(""), target("kernel")).image_format == "raw"
+        assert vms.describe(vm(""), target("kernel")).image_format == "raw"
 
     @pytest.mark.parametrize(
         ("text", "cls"),
@@ -186,7 +186,7 @@ class TestDescribe:
     )
     def test_J3_templates_that_make_no_sense(self, text: str, cls: type[OnestorError]) -> None:
         with pytest.raises(cls):
-            disks.describe(vm(text), target())
+            vms.describe(vm(text), target())
 
 
 class TestWanted:
@@ -201,10 +201,7 @@ class TestWanted:
 
         monkeypatch.setattr(oned.Client, "vm", question)
         stderr = io.StringIO()
-        settings = config.Settings(config.TM_ATTRIBUTES, {})
-        argv = ["fe:/i", "h:/d/100/7/disk.1", "7", "1"]
-        placement = disks.Placement("clone", argv, settings, Log("clone", stderr=stderr))
-        placement._require_wanted("4")
+        vms.require_wanted(oned.Client(), 7, "4", Log("clone", stderr=stderr))
         return stderr.getvalue()
 
     def test_wanted(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +228,7 @@ class TestWanted:
          ("3", "23", True), ("3", "15", True)],
     )  # fmt: skip
     def test_trap17_vms_given_up(self, state: str, lcm_state: str, given_up: bool) -> None:
-        assert disks.is_given_up(vm("", state=state, lcm_state=lcm_state)) is given_up
+        assert vms.is_given_up(vm("", state=state, lcm_state=lcm_state)) is given_up
 
     def test_a_directory_is_no_disk(self) -> None:
         settings = config.Settings(config.TM_ATTRIBUTES, {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import (
+    companions,
     crashpoints,
     deadline,
     extents,
@@ -19,6 +20,7 @@ from onestor_lib.agent import (
     priority,
     publish,
     qemu_img,
+    replacement,
     space,
     transfer,
 )
@@ -26,7 +28,6 @@ from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.chunks import Manifest
 from onestor_lib.agent.errors import InvalidInput, OnestorError, TransferFailed, from_os_error
-from onestor_lib.agent.operations import exporting
 from onestor_lib.agent.server import Call
 
 _PATIENCE = 60.0  # seconds for another writer of a temporary to end
@@ -96,7 +97,7 @@ def create(
             publish.sweep(Path(staging))
         with contextlib.ExitStack() as stack:
             first = Path(staging or base) / name
-            content, manifest = _content(call, first, origin.manifest_path(final), stack)
+            content, manifest = _content(call, first, companions.manifest(final), stack)
             crashpoints.reach("import.copied")
             # What counts is what we have now: the source may have changed under our hands.
             found = _describe_file(content.path, inspect, decompress, known_format, step, source)
@@ -134,16 +135,15 @@ def remove(call: Call, *, path: str, base: str, require_mount: bool = False) -> 
     """
     image = paths.inside(path, base, step="remove image")
     mounts.require(base, required=require_mount, step="remove image")
-    companions = [image.parent / (image.name + ending) for ending in (".snap", ".md5sum")]
-    there = [publish.remove(companion) for companion in companions]
+    replacement.finish(image)
+    there = [publish.remove(companions.snapshots(image))]
     entry = Entry(image)
     was_cached = any(map(os.path.lexists, (entry.lock, entry.image)))
     if entry.is_hidden and was_cached:  # by this machine; else no lock file is to be made for it
         with locks.exclusive_now(entry.lock, purpose="remove") as free:
             if free:
                 entry.drop()
-    for note in (origin.manifest_path(image), exporting.note_path(image)):
-        publish.remove(note)
+    companions.forget(image)
     crashpoints.reach("rm.companions")
     there.append(publish.remove(image))
     crashpoints.reach("rm.image")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import crashpoints, new_disk, publish, space, vm_directory
+from onestor_lib.agent import crashpoints, new_disk, placing, publish, space, vm_directory
 from onestor_lib.agent.cache import fill
-from onestor_lib.agent.errors import Missing, OnestorError, Superseded, from_os_error
+from onestor_lib.agent.errors import OnestorError
 from onestor_lib.agent.server import Call
 
 
@@ -36,31 +35,18 @@ def place(
     image was in the cache ("hit", "miss", or "none" for past it).
     """
     disk, form = Path(path), new_disk.Shape(**shape)
-    directory, datastore = disk.parent, disk.parent.parent
-    publish.sweep(datastore)
-    with vm_directory.created(directory), _noticing_deletion(directory) as require_same:
-        publish.sweep(directory)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                vm_directory.lock(disk, purpose=str(record["action"]), timeout=lock_timeout)
-            )
-            needed = new_disk.needed(source, form, directory, is_cached=image is not None)
-            if check_space:
-                space.require(directory, needed)
-            crashpoints.reach("place.prepared")
-            had = _cached(call, image, datastore.parent, needed, stack)
-            new = new_disk.NewDisk(call, disk, form, source, check_space, stack)
-            new.prepare(had.entry.image if had else None)
-            call.ask("wanted")
-            require_same()  # what follows goes by names: not those of a successor's directory
-            with _undone_on_failure() as undo:
-                ours = _settle(call, disk, record, retry, undo)
-                undo.callback(vm_directory.forget_record, disk)
-                vm_directory.write_record(disk, record)
-                crashpoints.reach("place.recorded")
-                vm_directory.mark(datastore, vm_directory.DRIVER)
-                with _explained("publish disk", disk):
-                    new.put_in_place(ours, undo)
+    directory = disk.parent
+    with placing.held(call, disk, record=record, retry=retry, lock_timeout=lock_timeout) as held:
+        needed = new_disk.needed(source, form, directory, is_cached=image is not None)
+        if check_space:
+            space.require(directory, needed)
+        crashpoints.reach("place.prepared")
+        had = _cached(call, image, directory.parent.parent, needed, held.stack)
+        new = new_disk.NewDisk(call, disk, form, source, check_space, held.stack)
+        new.prepare(had.entry.image if had else None)
+        if had and form.thin:
+            record["base"] = {"image": str(had.entry.path), "digest": had.record.digest}
+        held.take(new.put_in_place)
     return {"cache": "none" if had is None else "hit" if had.is_hit else "miss"}
 
 
@@ -98,87 +84,3 @@ def _cached(
     except OnestorError as error:
         call.log("WARN", f"the image goes past the cache of {os.uname().nodename}: {error}")
         return None
-
-
-@contextlib.contextmanager
-def _explained(step: str, disk: Path) -> Iterator[None]:
-    """An ``OSError`` as a failure of this very step (known failure C6)."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise  # may mean that the VM was deleted, see _noticing_deletion()
-    except OSError as error:
-        raise from_os_error(step, error, path=str(disk)) from error
-
-
-@contextlib.contextmanager
-def _undone_on_failure() -> Iterator[contextlib.ExitStack]:
-    """Collect what takes the steps back; run it, last step first, unless the block succeeds."""
-    with contextlib.ExitStack() as undo:
-        yield undo
-        undo.pop_all()
-
-
-def _settle(
-    call: Call, disk: Path, record: dict[str, Any], retry: bool, undo: contextlib.ExitStack
-) -> bool:
-    """Clear the disk's name; True when what lies there is our own earlier try, to be replaced."""
-    snapshots = vm_directory.snapshots_path(disk)
-    names = (disk, snapshots, vm_directory.base_path(disk))
-    here = [path for path in names if os.path.lexists(path)]
-    if not here:
-        return False
-    if _is_own_try(vm_directory.read_record(disk), record, retry):
-        publish.remove(snapshots)
-        return True
-    aside = vm_directory.set_aside(disk)
-    for path in here:
-        path.rename(aside / path.name)
-        undo.callback(_restore, aside / path.name, path, disk)
-        call.log("WARN", f"{path} was there before and is not known: now in {aside.name}/")
-    return False
-
-
-def _restore(aside: Path, path: Path, disk: Path) -> None:
-    """Give back its name to what was set aside, unless the new disk is in place already."""
-    if not os.path.lexists(disk) and not os.path.lexists(path):
-        aside.rename(path)
-        with contextlib.suppress(OSError):
-            aside.parent.rmdir()
-
-
-def _is_own_try(known: dict[str, Any], record: dict[str, Any], retry: bool) -> bool:
-    """Whether nobody loses data when the disk that ``known`` describes is replaced.
-
-    A clone is thrown away with its VM anyway. A persistent disk may hold what its guest wrote,
-    unless the very same prolog put it there and the guest has not run since.
-    """
-    same = ["action", "vm", "image"]
-    if record["action"] != "clone":
-        if not retry:
-            return False
-        same.append("sequence")
-    return bool(known) and all(known.get(key) == record[key] for key in same)
-
-
-@contextlib.contextmanager
-def _noticing_deletion(directory: Path) -> Iterator[Callable[[], None]]:
-    """Name the true cause when names are missing because the VM's directory was deleted.
-
-    Yields a function that raises :class:`Superseded` if that has happened so far, even though
-    another action may have made the directory anew.
-    """
-    before = directory.stat()
-
-    def require_same() -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(before, directory.stat()):
-                return
-        cause = "the VM was deleted meanwhile"
-        raise Superseded("put the disk in place", cause, path=str(directory))
-
-    try:
-        yield require_same
-    except (FileNotFoundError, Missing):
-        require_same()
-        raise

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import extents, origin, paths, publish, transfer
+from onestor_lib.agent import companions, extents, origin, paths, publish, transfer
 from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.errors import TransferFailed
 from onestor_lib.agent.server import Call
@@ -35,11 +35,6 @@ def identify(call: Call, *, path: str, base: str, image_format: str) -> dict[str
     return {"md5": digest, "size": facts["virtual_size"]}
 
 
-def note_path(image: Path) -> Path:
-    """Where the MD5 of an image is written down."""
-    return image.with_name(f".{image.name}.md5")
-
-
 def _md5(call: Call, image: Path, version: Version) -> str:
     found = hashlib.new("md5", usedforsecurity=False)
     fd = transfer.open_source(image)
@@ -60,7 +55,7 @@ def _md5(call: Call, image: Path, version: Version) -> str:
 def _known(image: Path, version: Version) -> str:
     """The digest that is written down for this version; "" without one."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        note = json.loads(note_path(image).read_bytes())
+        note = json.loads(companions.digest(image).read_bytes())
         if isinstance(note, dict) and Version.from_json(note.get("version")) == version:
             digest = str(note.get("md5"))
             return digest if re.fullmatch(r"[0-9a-f]{32}", digest) else ""
@@ -71,4 +66,4 @@ def _keep(image: Path, version: Version, digest: str) -> None:
     """Write the digest down; where that is not possible it is made again next time."""
     note = {"version": version.to_json(), "md5": digest}
     with contextlib.suppress(OSError):
-        publish.write_file(note_path(image), json.dumps(note).encode("ascii") + b"\n")
+        publish.write_file(companions.digest(image), json.dumps(note).encode("ascii") + b"\n")

@@ -10,19 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from onestor_lib.agent import extents, mounts, origin, paths, publish, qemu_img
-from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed, from_os_error
-from onestor_lib.agent.operations import exporting
+from onestor_lib.agent import chain, companions, mounts, paths, publish, replacement
+from onestor_lib.agent.errors import InvalidInput, NotAllowed, from_os_error
 from onestor_lib.agent.server import Call
-
-# Magic, version, offset and size of the backing file's name, at 72 the incompatible features.
-_HEADER = struct.Struct(">4sIQI52xQ")
-_EXTERNAL_DATA = 1 << 2
-_MAX_NAME = 1023  # bytes, as the qcow2 specification has it
 
 
 def delete(
@@ -95,8 +88,9 @@ class _Snapshots:
 
     def __init__(self, path: str, base: str, image_format: str, step: str) -> None:
         self.image = paths.inside(path, base, step=step)
-        self.directory = self.image.with_name(f"{self.image.name}.snap")
+        self.directory = companions.snapshots(self.image)
         mounts.require(base, required=False, step=step)
+        replacement.finish(self.image)
         if self.directory.is_symlink():
             raise NotAllowed(step, "it is a symbolic link", path=str(self.directory))
         self._format, self._step = image_format, step
@@ -107,7 +101,7 @@ class _Snapshots:
     def require(self, snapshot: int) -> Path:
         """The file of a snapshot all of whose data is this image's own."""
         file = self.file(snapshot)
-        self._require_regular(file)
+        chain.require_regular(file, step=self._step)
         seen = [file]
         while (backing := self.backing(seen[-1])) is not None:
             is_ours = backing.parent == self.directory or backing == self.image
@@ -115,30 +109,13 @@ class _Snapshots:
                 raise NotAllowed(
                     self._step, f"its backing file is {backing}, no snapshot of it", path=str(file)
                 )
-            self._require_regular(backing)
+            chain.require_regular(backing, step=self._step)
             seen.append(backing)
         return file
 
     def backing(self, file: Path) -> Path | None:
         """What a qcow2 overlay lies on, with links resolved; None for a complete image."""
-        if self._format != "qcow2":
-            return None
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            head = extents.read_exactly(fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0")
-            magic, version, offset, size, features = _HEADER.unpack(head)
-            if magic != b"QFI\xfb" or size > _MAX_NAME:
-                raise InvalidInput(self._step, "not a qcow2 image", path=str(file))
-            if version > 2 and features & _EXTERNAL_DATA:
-                raise NotAllowed(self._step, "it refers to an external data file", path=str(file))
-            name = os.fsdecode(extents.read_exactly(fd, size, offset)) if offset else ""
-        finally:
-            os.close(fd)
-        if not name:
-            return None
-        if ":" in name.partition("/")[0] or "\0" in name:
-            raise NotAllowed(self._step, f"its backing file is {name!r}", path=str(file))
-        return Path(os.path.realpath(os.path.join(os.path.realpath(file.parent), name)))
+        return chain.backing(file, self._format, step=self._step)
 
     def users(self, file: Path) -> list[Path]:
         """The snapshots, and the image, whose content is in part that of ``file``."""
@@ -153,27 +130,12 @@ class _Snapshots:
 
     def copy(self, source: Path, target: Path, timeout: float) -> None:
         """Write the content of a snapshot to ``target``, as a complete image."""
-        if self.backing(source):
-            qemu_img.convert(
-                source, "qcow2", target, "qcow2",
-                allocate=False, step=self._step, timeout=timeout,
-            )  # fmt: skip
-            return
-        reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            writing = os.open(target, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                extents.copy_file(reading, writing, sparse=True, step=self._step, path=str(source))
-            finally:
-                os.close(writing)
-        finally:
-            os.close(reading)
+        found = chain.layers(source, self._format, within=self.image.parent, step=self._step)
+        chain.flatten(found, target, self._format, step=self._step, timeout=timeout)
 
     def replace_image(self, temporary: publish.Temporary) -> None:
         """Publish the new content; what is known of the old one goes first (trap 22)."""
-        publish.remove(self.image.with_name(f"{self.image.name}.md5sum"))
-        publish.remove(exporting.note_path(self.image))
-        publish.remove(origin.manifest_path(self.image))
+        companions.forget(self.image)
         temporary.publish(mode=0o660, replace=True)
 
     def remove_if_empty(self) -> None:
@@ -193,11 +155,3 @@ class _Snapshots:
             for each in sorted(self.directory.iterdir()):
                 if not each.name.startswith(".") and stat.S_ISREG(each.lstat().st_mode):
                     yield each
-
-    def _require_regular(self, file: Path) -> None:
-        try:
-            facts = file.lstat()
-        except FileNotFoundError:
-            raise Missing(self._step, "no such file", path=str(file)) from None
-        if not stat.S_ISREG(facts.st_mode):
-            raise InvalidInput(self._step, "not a regular file", path=str(file))

@@ -7,8 +7,8 @@ import os
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services.disks import is_given_up
 from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.vms import is_given_up
 
 
 def run(request: Request) -> None:

@@ -7,13 +7,18 @@ from collections.abc import Iterator
 
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import HostUnreachable
-from onestor_lib.frontend import arguments
+from onestor_lib.frontend import arguments, xml
 from onestor_lib.frontend.services.hosts import Hosts
 
 
 def parse(names: str) -> list[str]:
     """The hosts of BRIDGE_LIST, in order; raises :class:`InvalidInput` for what is no host."""
     return [arguments.host(word) for word in names.split()]
+
+
+def of(datastore: xml.Element | None) -> list[str]:
+    """The bridge hosts of an image datastore as oned describes it."""
+    return parse(datastore.text("TEMPLATE/BRIDGE_LIST")) if datastore is not None else []
 
 
 @contextlib.contextmanager

@@ -1,0 +1,330 @@
+"""Operations on a VM's directory as a whole: move it, and what a live migration leaves of it.
+
+Nothing is removed on one machine before it is proven that the other one's directory is another:
+a file with a new name is made in the one and looked for in the other (known failures D1 to D5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import (
+    chain,
+    client,
+    crashpoints,
+    moving,
+    priority,
+    publish,
+    transfer,
+    tree,
+    vm_directory,
+)
+from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.client import AgentClient
+from onestor_lib.agent.errors import (
+    HostUnreachable,
+    Missing,
+    NotAllowed,
+    OnestorError,
+    TransferFailed,
+    from_os_error,
+)
+from onestor_lib.agent.server import Call
+from onestor_lib.agent.virsh import Domain
+
+_STEP = "move the VM's directory"
+_BASE = re.compile(r"disk\.[0-9]+\.base|\.disk\.[0-9]+\.record")
+_OFF = ("", "shut off", "crashed")  # states of a domain that uses no disk
+
+
+def examine(
+    call: Call, *, path: str, marker: str, disks: list[str], domain: dict[str, str] | None
+) -> dict[str, Any]:
+    """What another machine has to know of the directory here before it sends or removes anything.
+
+    Whether the file ``marker`` that it has just made is ``same`` here, whether the directory is
+    ``there``, which of its ``disks`` are ``missing``, and the state of the ``domain``.
+    """
+    directory = Path(path)
+    return {
+        "same": os.path.lexists(directory / marker),
+        "there": directory.is_dir(),
+        "missing": _missing(directory, disks),
+        "state": _state(domain),
+    }
+
+
+def move(
+    call: Call, *, path: str, target: str, peer: dict[str, Any], disks: list[str], **how: Any
+) -> dict[str, Any]:
+    """Move the directory to ``target`` on the ``peer``; what is there already is success.
+
+    ``disks`` are the files that must be in it: a directory without them is no VM's, and the one
+    at the target, if it has them, is the only copy (known failures D1 and L13). ``peer`` has the
+    ``host`` and the ``argv`` that starts an agent there, none for this machine. Returns how many
+    bytes were ``sent``, and how it was ``done``.
+    """
+    directory = Path(path)
+    priority.lower(**how["bulk"])
+    publish.sweep(directory.parent)
+    with _marked(directory) as marker, _agent(call, **peer) as there:
+        found = there.call(
+            "directory.examine", path=target, marker=marker, disks=disks, domain=None
+        )
+        if marker and found["same"]:
+            return {"done": "same", "sent": 0}
+        missing = _missing(directory, disks)
+        if not marker or missing:
+            if found["there"] and not found["missing"]:
+                return {"done": "already", "sent": 0}
+            what = f"{', '.join(missing)} missing" if marker else "no such directory"
+            raise Missing(_STEP, what, path=path)
+        tree.make_links_relative(directory)
+        if not peer["argv"] and _is_one_file_system(directory, Path(target)):
+            moving.take_place(directory, Path(target))
+            publish.sync_dir(directory.parent)
+            vm_directory.mark(Path(target).parent, vm_directory.DRIVER)
+            return {"done": "renamed", "sent": 0}
+        items = tree.listing(directory)
+        sent = _send(call, there, directory, target, items, **how)
+        crashpoints.reach("move.taken")
+    vm_directory.remove(directory)
+    return {"done": "moved", **sent}
+
+
+def prepare(
+    call: Call,
+    *,
+    path: str,
+    target: str,
+    peer: dict[str, Any],
+    disks: list[str],
+    domain: dict[str, str],
+    descriptions: dict[str, str],
+    **how: Any,
+) -> dict[str, Any]:
+    """Make ready the ``target`` of a live migration: a directory with the bases of the disks.
+
+    The hypervisor brings the rest. It expects a description of the VM here, beside the disks
+    (known failure D15). What an earlier migration has left there goes (known failure D13).
+    """
+    directory = Path(path)
+    priority.lower(**how["bulk"])
+    with _marked(directory) as marker, _agent(call, **peer) as there:
+        found = there.call("directory.examine", path=target, marker=marker, disks=[], domain=domain)
+        if marker and found["same"]:
+            return {"done": "same", "sent": 0}
+        _require_source(directory, marker, disks)
+        if found["state"] not in _OFF:
+            cause = f"the VM is {found['state']} there already"
+            raise NotAllowed("prepare the target", cause, host=peer["host"], path=target)
+        if not any(directory.glob("*.xml")):
+            for name, text in descriptions.items():
+                publish.write_file(directory / name, text.encode("utf-8", "surrogateescape"))
+        items = [item for item in tree.listing(directory) if _BASE.fullmatch(item.path)]
+        return {"done": "prepared", **_send(call, there, directory, target, items, **how)}
+
+
+def retire(
+    call: Call,
+    *,
+    path: str,
+    target: str,
+    peer: dict[str, Any],
+    disks: list[str],
+    domain: dict[str, str],
+    moved_host: bool,
+) -> dict[str, Any]:
+    """Remove the directory, now that the VM runs at the ``target``; else nothing (failure D16)."""
+    directory = Path(path)
+    step = "clean up the source"
+    with _marked(directory) as marker, _agent(call, **peer) as there:
+        found = there.call(
+            "directory.examine", path=target, marker=marker, disks=disks, domain=domain
+        )
+        if found["state"] in _OFF:
+            cause = "the VM does not run there"
+            raise NotAllowed(step, cause, host=peer["host"], path=target)
+        if moved_host and (state := _state(domain)) not in _OFF:
+            raise NotAllowed(step, f"the VM is {state} here", path=path)
+        if not marker:
+            return {"removed": False, "same": False}
+        if found["same"]:
+            return {"removed": False, "same": True}
+        if found["missing"]:
+            cause = f"{', '.join(found['missing'])} missing there"
+            raise NotAllowed(step, cause, host=peer["host"], path=target)
+        there.call("directory.tidy", path=target, disks=disks)
+    return {"removed": vm_directory.remove(directory), "same": False}
+
+
+def abandon(
+    call: Call,
+    *,
+    path: str,
+    target: str,
+    peer: dict[str, Any],
+    disks: list[str],
+    domain: dict[str, str],
+) -> dict[str, Any]:
+    """Remove what a failed live migration has left at the ``target``, if it is no VM's only copy.
+
+    That is proven by this machine having all of the VM, in another directory (known failure D12).
+    """
+    directory = Path(path)
+    with _marked(directory) as marker, _agent(call, **peer) as there:
+        found = there.call("directory.examine", path=target, marker=marker, disks=[], domain=domain)
+        if not found["there"]:
+            return {"removed": False, "same": False}
+        if found["same"]:
+            return {"removed": False, "same": True}
+        _require_source(directory, marker, disks)
+        if found["state"] not in _OFF:
+            cause = f"the VM is {found['state']} there"
+            raise NotAllowed("clean up the target", cause, host=peer["host"], path=target)
+        removed = there.call("directory.delete", path=target)["removed"]
+    return {"removed": removed, "same": False}
+
+
+def tidy(call: Call, *, path: str, disks: list[str]) -> None:
+    """Drop the bases that no disk and no snapshot lies on: a live migration flattens disks."""
+    directory = Path(path)
+    for name in disks:
+        disk = directory / name
+        base, snapshots = vm_directory.base_path(disk), vm_directory.snapshots_path(disk)
+        if not os.path.lexists(base):
+            continue
+        files = [disk, *(snapshots.iterdir() if snapshots.is_dir() else [])]
+        try:
+            used = any(
+                chain.backing_name(file, "qcow2", step=_STEP)
+                for file in files
+                if file.is_file() and not (file.is_symlink() and file.name == base.name)
+            )
+        except (OnestorError, OSError) as error:
+            call.log("WARN", f"{base} is kept: {error}")
+            continue
+        if not used:
+            publish.remove(snapshots / base.name)
+            publish.remove(base)
+            known = vm_directory.read_record(disk)
+            known.pop("base", None)
+            vm_directory.write_record(disk, known)
+
+
+def receive(
+    call: Call,
+    *,
+    path: str,
+    items: list[Any],
+    stall: float,
+    check_space: bool,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
+    """Receive what :func:`move` or :func:`prepare` streams behind this request."""
+    priority.lower(**bulk)
+    try:
+        return moving.receive(
+            call.streaming,
+            Path(path),
+            tree.from_json(items),
+            stall=stall,
+            check_space=check_space,
+            on_progress=call.progress,
+        )
+    except OSError as error:
+        raise from_os_error(_STEP, error, path="" if error.filename else path) from error
+
+
+def _send(
+    call: Call,
+    there: AgentClient,
+    directory: Path,
+    target: str,
+    items: list[tree.Item],
+    *,
+    stall: float,
+    bytes_per_second: int,
+    check_space: bool,
+    bulk: dict[str, Any],
+) -> dict[str, Any]:
+    pipe = there.stream(
+        "directory.receive", path=target, items=items, stall=stall,
+        check_space=check_space, bulk=bulk,
+    )  # fmt: skip
+    limit = None
+    if bytes_per_second:
+        limit = Limit(there.host, bytes_per_second, directory.parent.parent)
+    sent = None
+    try:
+        sent = moving.send(
+            pipe, directory, items, stall=stall, on_progress=call.progress, limit=limit
+        )
+    except TimeoutError:
+        cause = f"nothing moved for {stall:.0f} s"
+        raise TransferFailed(_STEP, cause, host=there.host, path=target) from None
+    except (BrokenPipeError, EOFError, ValueError):
+        pass  # the receiver has ended: what it says is the reason
+    received = there.result("receive")
+    if sent is None:
+        cause = "the connection broke"
+        raise TransferFailed(_STEP, cause, host=there.host, path=target)
+    return {"sent": sent, "linked": received["linked"]}
+
+
+@contextlib.contextmanager
+def _marked(directory: Path) -> Iterator[str]:
+    """A new file in the directory for the block; its name, "" when there is no directory."""
+    marker = tree.marker_name()
+    try:
+        fd = os.open(directory / marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileNotFoundError:
+        yield ""
+        return
+    except OSError as error:
+        raise from_os_error("mark the directory", error, path=str(directory)) from error
+    os.close(fd)
+    try:
+        yield marker
+    finally:
+        with contextlib.suppress(OSError):
+            (directory / marker).unlink()
+
+
+@contextlib.contextmanager
+def _agent(call: Call, *, host: str, argv: list[str]) -> Iterator[AgentClient]:
+    """An agent on the other machine, or another one here."""
+    command = argv or [sys.executable, client.PYTHON_OPTIONS, "-c", client.BOOT_CODE]
+    try:
+        stream = client.ProcessStream(command)
+        with AgentClient(stream, host, on_log=call.log, on_progress=call.progress) as agent:
+            agent.start(client.payload)
+            yield agent
+    except HostUnreachable as error:
+        raise transfer.between(error, host) from error
+
+
+def _require_source(directory: Path, marker: str, disks: list[str]) -> None:
+    if not marker:
+        raise Missing(_STEP, "no such directory", path=str(directory))
+    if missing := _missing(directory, disks):
+        raise Missing(_STEP, f"{', '.join(missing)} missing", path=str(directory))
+
+
+def _missing(directory: Path, disks: list[str]) -> list[str]:
+    return [name for name in disks if not os.path.exists(directory / name)]
+
+
+def _is_one_file_system(directory: Path, target: Path) -> bool:
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return directory.stat().st_dev == target.parent.stat().st_dev
+
+
+def _state(domain: dict[str, str] | None) -> str:
+    return Domain(domain["domain"], domain["uri"]).state() if domain else ""

@@ -1,0 +1,201 @@
+"""libvirt through virsh: the state of a domain, and block jobs on its disks.
+
+Every call has a deadline. Disks are named by what the domain calls them ("vda"): paths are written
+one way by oned and another by libvirt (contract section 8, trap 11).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from onestor_lib.agent import process
+from onestor_lib.agent.errors import CommandFailed, Missing
+
+QUICK = 30.0  # seconds for a question
+_FREEZE = 10.0  # seconds for the guest agent to freeze or thaw
+_PAUSE = 0.1  # seconds between two looks at a block job, growing up to the next
+_LONGEST_PAUSE = 1.0
+_GONE = ("domain not found", "failed to get domain", "no domain with matching")
+
+
+class Disk(NamedTuple):
+    """A disk of a running domain."""
+
+    target: str  # "vda"
+    path: str  # as libvirt has it
+    is_ready: bool  # a block job mirrors it, and has caught up
+    has_job: bool
+
+
+class Domain:
+    """The domain ``name`` of the hypervisor at ``uri``, a libvirt URI."""
+
+    def __init__(self, name: str, uri: str) -> None:
+        self.name = name
+        self._uri = uri
+
+    def state(self) -> str:
+        """ "running", "paused" and so on (virsh(1), domstate); "" when there is no such domain.
+
+        Raises :class:`CommandFailed` when the hypervisor does not tell.
+        """
+        step = "ask for the domain"
+        result = self._virsh("domstate", self.name)
+        if not result.ok and any(said in result.stderr.decode().lower() for said in _GONE):
+            return ""
+        result.check(step)
+        return result.stdout.decode("utf-8", "replace").strip()
+
+    def disk(self, file: Path) -> Disk:
+        """The disk whose file is ``file``, however it is called; raises :class:`Missing`."""
+        wanted = os.path.realpath(file)
+        for disk in self.disks():
+            if os.path.realpath(disk.path) == wanted:
+                return disk
+        raise Missing("find the disk", f"{self.name} has no such disk", path=str(file))
+
+    def disks(self) -> list[Disk]:
+        """The disks that are files."""
+        result = self._virsh("dumpxml", self.name).check("ask for the disks")
+        found = []
+        try:
+            for disk in ElementTree.fromstring(result.stdout).findall("devices/disk"):
+                source, target = disk.find("source"), disk.find("target")
+                if source is None or target is None or not source.get("file"):
+                    continue
+                mirror = disk.find("mirror")
+                ready = mirror is not None and mirror.get("ready") == "yes"
+                name, path = str(target.get("dev")), str(source.get("file"))
+                found.append(Disk(name, path, ready, mirror is not None))
+        except ElementTree.ParseError as error:
+            raise CommandFailed("ask for the disks", f"virsh dumpxml: {error}") from None
+        return found
+
+    def copy_disk(
+        self,
+        file: Path,
+        target: Path,
+        image_format: str,
+        *,
+        stall: float,
+        bytes_per_second: int,
+        on_progress: Callable[[int, int], None],
+        at_end: contextlib.AbstractContextManager[object],
+    ) -> None:
+        """Copy all content of a disk, its whole chain, to the existing file ``target``.
+
+        The guest goes on meanwhile; the copy is the state at one moment, at the end, around which
+        ``at_end`` is entered. Without progress for ``stall`` seconds it fails. However this ends
+        there is no job left.
+        """
+        step = "copy the running disk"
+        disk = self.disk(file)
+        argv = ["blockcopy", self.name, disk.target, "--dest", str(target)]
+        argv += ["--format", image_format, "--reuse-external", "--transient-job"]
+        if bytes_per_second:
+            argv += ["--bytes", "--bandwidth", str(bytes_per_second)]
+        self._virsh(*argv).check(step, path=str(file))
+        try:
+            self._wait_ready(file, disk.target, step, stall, on_progress)
+            with at_end:
+                self.end_job(disk.target, step)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.end_job(disk.target, step)
+            raise
+
+    def end_job(self, target: str, step: str) -> None:
+        """End a block job; what it has mirrored, if it has caught up, is complete."""
+        self._virsh("blockjob", self.name, target, "--abort").check(step)
+
+    def settle(self, file: Path, *, patience: float, step: str) -> None:
+        """Wait for a block job on the disk to end, then cancel it (known failure E10)."""
+        deadline = time.monotonic() + patience
+        for pause in _pauses():
+            disk = self.disk(file)
+            if not disk.has_job and not self._job(disk.target):
+                return
+            if time.monotonic() > deadline:
+                self.end_job(disk.target, step)
+                return
+            time.sleep(pause)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[bool]:
+        """Freeze the guest's file systems for the block, if its agent answers; whether it does.
+
+        The guest thaws whatever happens, also when freezing failed half-way.
+        """
+        try:
+            yield self._virsh("domfsfreeze", self.name, timeout=_FREEZE).ok
+        finally:
+            self._virsh("domfsthaw", self.name, timeout=_FREEZE)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let the guest stand still for the block."""
+        was_running = self.state() == "running"
+        if was_running:
+            self._virsh("suspend", self.name).check("suspend the domain")
+        try:
+            yield
+        finally:
+            if was_running:
+                self._virsh("resume", self.name).check("resume the domain")
+
+    def _job(self, target: str) -> bool:
+        """Whether a block job works on the disk, whatever kind it is."""
+        result = self._virsh("blockjob", self.name, target, "--info", "--raw")
+        return result.ok and b"type=" in result.stdout
+
+    def _progress(self, target: str) -> tuple[int, int] | None:
+        result = self._virsh("blockjob", self.name, target, "--info", "--raw")
+        words = dict(
+            word.strip().split("=", 1) for word in result.stdout.decode().split("\n") if "=" in word
+        )
+        try:
+            return int(words["cur"]), int(words["end"])
+        except (KeyError, ValueError):
+            return None
+
+    def _wait_ready(
+        self,
+        file: Path,
+        target: str,
+        step: str,
+        stall: float,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        last: tuple[int, int] | None = None
+        moved = time.monotonic()
+        for pause in _pauses():
+            disk = self.disk(file)
+            if disk.is_ready:
+                return
+            if not disk.has_job:
+                raise CommandFailed(step, "the block job has ended by itself", path=str(file))
+            now = self._progress(target)
+            if now != last:
+                last, moved = now, time.monotonic()
+                if now:
+                    on_progress(*now)
+            if time.monotonic() - moved > stall:
+                raise CommandFailed(step, f"nothing moved for {stall:.0f} s", path=str(file))
+            time.sleep(pause)
+
+    def _virsh(self, *arguments: str, timeout: float = QUICK) -> process.Result:
+        argv = ["virsh", "-q", "-c", self._uri, *arguments]
+        return process.run(argv, timeout=timeout, step="ask libvirt")
+
+
+def _pauses() -> Iterator[float]:
+    pause = _PAUSE
+    while True:
+        yield pause
+        pause = min(pause * 1.5, _LONGEST_PAUSE)

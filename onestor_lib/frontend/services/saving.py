@@ -1,0 +1,189 @@
+"""Bringing a disk back into its image datastore: mvds and cpds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from onestor_lib.agent import crashpoints
+from onestor_lib.agent.client import AgentClient
+from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed
+from onestor_lib.agent.publish import is_temporary
+from onestor_lib.agent.space import MB
+from onestor_lib.frontend import arguments, oned, xml
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.services import bridges, domains, transfer, vms
+from onestor_lib.frontend.services.hosts import Hosts
+
+_STEP = "save disk"
+
+
+class Saving:
+    """One ``mvds`` or ``cpds``: a disk becomes the content of an image."""
+
+    def __init__(self, request: Request, *, place: str, source: str, vm: str, datastore: str):
+        self.target = vms.disk_path(place, vm)
+        self.source = arguments.checked_path(arguments.arg_path(source))
+        client = oned.Client()
+        self.vm = client.vm(self.target.vm_id)
+        self.disk = vms.describe(self.vm, self.target)
+        self.settings, found = vms.settings_of(
+            request.settings,
+            client,
+            self.target,
+            image_datastore=arguments.number(datastore, "the datastore's id"),
+            disk=self.disk,
+        )
+        assert found is not None
+        self._datastore: xml.Element = found
+        self._log = request.log
+        self._action = request.action
+        self._hosts = Hosts(self.settings, request.log)
+
+    def bring_back(self) -> None:
+        """The disk, with its snapshots, replaces its image; then it is gone from the host."""
+        begin = time.monotonic()
+        with self._hosts.agent(self.target.host, sends=True) as host:
+            ready = self._prepare(host, snapshot=None, with_snapshots=True, live=None)
+            if not ready["there"]:
+                self._require_returned(ready["record"])
+                return
+            sent = self._replace(host, ready)
+            crashpoints.reach("frontend.saved")
+            record = vms.record_of(self._action, self.vm, self.target, self.disk.image_id)
+            host.call(
+                "disk.returned",
+                path=self.target.path,
+                record={**record, "source": self.source},
+            )
+        self._tell(sent, begin)
+
+    def copy(self, snapshot: int | None) -> None:
+        """The disk as it is now, or one of its snapshots, becomes a new image."""
+        begin = time.monotonic()
+        runs = self.vm.text("LCM_STATE") == vms.HOTPLUG_SAVEAS and snapshot is None
+        with self._hosts.agent(self.target.host, sends=True) as host:
+            live = self._live() if runs else None
+            ready = self._prepare(host, snapshot=snapshot, with_snapshots=False, live=live)
+            if not ready["there"]:
+                raise Missing(_STEP, "no such file", host=self.target.host, path=self.target.path)
+            sent = self._replace(host, ready)
+        self._tell(sent, begin)
+
+    def _prepare(
+        self,
+        host: AgentClient,
+        *,
+        snapshot: int | None,
+        with_snapshots: bool,
+        live: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        ready: dict[str, Any] = host.call(
+            "disk.save",
+            path=self.target.path,
+            image_format=self.disk.image_format,
+            snapshot=snapshot,
+            with_snapshots=with_snapshots,
+            live=live,
+            check_space=self.settings.yes("CHECK_FREE_SPACE"),
+            timeout=self.settings.seconds("CONVERT_TIMEOUT"),
+            lock_timeout=self.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
+            bulk=self._hosts.bulk_priority(),
+        )
+        return ready
+
+    def _live(self) -> dict[str, Any]:
+        """How to copy a running disk; only libvirt's hypervisors can (known failure E11)."""
+        hypervisor = self.vm.text("HISTORY_RECORDS/HISTORY[last()]/VM_MAD")
+        if hypervisor not in domains.LIBVIRT:
+            cause = f"disks of VMs that run on {hypervisor!r} cannot be saved"
+            raise InvalidInput(_STEP, cause)
+        seconds = self.settings.seconds
+        return {
+            **domains.of(self.vm, self.settings),
+            "stall": seconds("STALL_TIMEOUT"),
+            "patience": seconds("BLOCK_JOB_TIMEOUT"),
+            "freeze_limit": seconds("FREEZE_TIMEOUT"),
+            "suspend_limit": seconds("SUSPEND_TIMEOUT"),
+            "bytes_per_second": self.settings.megabytes("REPLICA_BWLIMIT_MB_S") or 0,
+        }
+
+    def _replace(self, host: AgentClient, ready: dict[str, Any]) -> int:
+        """Let the image have what is ``ready`` on the host; the bytes that were sent."""
+        sent = 0
+        items = {"image": ready["image"], **ready["snapshots"]}
+        with self._store() as store:
+
+            def answer(question: dict[str, Any]) -> dict[str, Any]:
+                nonlocal sent
+                if question["ask"] == "wanted":
+                    return {}
+                self._require_allowed(question, store.host, items)
+                brought = transfer.bring(
+                    self._hosts,
+                    host,
+                    items[question["item"]]["path"],
+                    host=store.host,
+                    version=None,
+                    temporary=question["temporary"],
+                    manifest=question["manifest"],
+                    reuse=False,
+                )
+                sent += int(brought["sent"])
+                return brought
+
+            store.call(
+                "image.replace",
+                on_ask=answer,
+                path=self.source,
+                base=arguments.checked_path(self._datastore.text("BASE_PATH")),
+                size=ready["image"]["size"],
+                allocated=ready["allocated"],
+                snapshots={name: facts["size"] for name, facts in ready["snapshots"].items()},
+                sparse=self.settings.yes("SPARSE"),
+                check_space=self.settings.yes("CHECK_FREE_SPACE"),
+                bulk=self._hosts.bulk_priority(),
+            )
+        return sent
+
+    @contextlib.contextmanager
+    def _store(self) -> Iterator[AgentClient]:
+        """An agent on the machine that has the image datastore (known failure E14)."""
+        names = bridges.of(self._datastore)
+        if names:
+            with bridges.first_answering(self._hosts, names) as agent:
+                yield agent
+        else:
+            with self._hosts.local_agent() as agent:
+                yield agent
+
+    def _require_allowed(self, question: dict[str, Any], host: str, items: dict[str, Any]) -> None:
+        """Raise :class:`NotAllowed` unless the content goes beside the image."""
+        directory = os.path.dirname(self.source)
+        for file in (question["temporary"], question["manifest"]):
+            inside, _, name = file.rpartition("/")
+            parts = inside[len(directory) + 1 :].split("/")
+            right = inside.startswith(f"{directory}/") and is_temporary(name)
+            if not right or not is_temporary(parts[0]) or parts[1:] not in ([], ["snapshots"]):
+                cause = "the host asks for what it must not have"
+                raise NotAllowed("bring content", cause, host=host, path=file)
+        if question["item"] not in items:
+            raise NotAllowed("bring content", f"no {question['item']!r} is wanted", host=host)
+
+    def _require_returned(self, record: dict[str, Any]) -> None:
+        """Raise :class:`Missing` unless the disk is back in its image already (trap 22)."""
+        where = f"{self.target.name} on {self.target.host}"
+        if record.get("action") == self._action and record.get("source") == self.source:
+            self._log.info(f"VM {self.target.vm_id} {where} is back in {self.source} already")
+            return
+        cause = f"it is not there, and nothing says that it is back in {self.source}"
+        raise Missing(_STEP, cause, host=self.target.host, path=self.target.path)
+
+    def _tell(self, sent: int, begin: float) -> None:
+        self._log.info(
+            f"VM {self.target.vm_id} {self.target.name} on {self.target.host} to {self.source}: "
+            f"{sent / MB:.1f} MB sent, {time.monotonic() - begin:.2f} s"
+        )

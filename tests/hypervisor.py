@@ -1,0 +1,154 @@
+"""KVM on the hosts of the test cluster, driven as OpenNebula's scripts drive it (contract 2.6)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from xml.sax.saxutils import escape
+
+from tests.cluster import Node, libvirt
+from tests.cluster.wait import wait_until
+from tests.oned.mads import SSH_AUTH_SOCK
+from tests.oned.objects import DATASTORES, Vm
+
+URI = "qemu:///system"
+_DOMAIN = """\
+<domain type="{type}">
+  <name>one-{id}</name>
+  <uuid>{uuid}</uuid>
+  <memory unit="MiB">32</memory>
+  <vcpu>1</vcpu>
+  <os><type arch="x86_64" machine="pc">hvm</type><boot dev="hd"/></os>
+  <features><acpi/></features>
+  <devices>{disks}</devices>
+</domain>
+"""
+_DISK = """\
+<disk type="file" device="{device}">
+  <driver name="qemu" type="{format}" cache="none"/>
+  <source file="{path}"/>{more}
+  <target dev="{target}" bus="{bus}"/>
+</disk>
+"""
+
+
+class Kvm:
+    """The hosts by name; `start` brings up libvirtd on each."""
+
+    def __init__(self, frontend: Node, hosts: dict[str, Node]) -> None:
+        self.frontend, self.hosts = frontend, hosts
+        self.failing = False  # the next migration breaks off
+
+    def start(self) -> None:
+        for node in self.hosts.values():
+            node.run(libvirt.START, user="root")
+
+    def virsh(self, host: str, *words: str, check: bool = True) -> str:
+        argv = ["virsh", "-q", "-c", URI, *words]
+        return self.hosts[host].run(argv, check=check, timeout=120).stdout.strip()
+
+    def state(self, vm: Vm, host: str) -> str:
+        return self.virsh(host, "domstate", f"one-{vm.id}", check=False)
+
+    def deploy(self, vm: Vm) -> None:
+        host = vm.history[-1].hostname
+        file = f"{self.directory(vm)}/deployment.0"
+        self.hosts[host].write(file, self._domain(vm, host))
+        self.virsh(host, "create", file)
+
+    def shutdown(self, vm: Vm, host: str) -> None:
+        self.virsh(host, "destroy", f"one-{vm.id}")
+
+    def save(self, vm: Vm, host: str) -> None:
+        file = f"{self.directory(vm)}/checkpoint"
+        self.hosts[host].write(file, b"")  # so that it is oneadmin's
+        self.virsh(host, "save", f"one-{vm.id}", file)
+
+    def restore(self, vm: Vm) -> None:
+        host = vm.history[-1].hostname
+        file = f"{self.directory(vm)}/checkpoint"
+        self.virsh(host, "restore", file)
+        self.hosts[host].run(["rm", "-f", file])
+
+    def migrate(self, vm: Vm, source: str, target: str) -> bool:
+        """As kvm/migrate does for a system datastore that is not shared.
+
+        Regular files get an empty image on the target; their ``.snap`` directory, read-only disks
+        and the XML files come by rsync; libvirt copies the rest.
+        """
+        directory, node = self.directory(vm), self.hosts[source]
+        devices, there = [], self.hosts[target]
+        there.run(["mkdir", "-p", directory])
+        for line in self.virsh(source, "domblklist", f"one-{vm.id}").splitlines():
+            device, path = line.split(None, 1)
+            path = path.strip()
+            number = path.rpartition("disk.")[2]
+            if vm.context and number == str(vm.context["DISK_ID"]):
+                self._on(source, "rsync", "-a", path, f"{target}:{path}")
+                continue
+            info = json.loads(node.run(["qemu-img", "info", "-U", "--output=json", path]).stdout)
+            create = ["qemu-img", "create", "-q", "-f", info["format"], path]
+            there.run([*create, str(info["virtual-size"])])
+            if node.exists(f"{path}.snap"):
+                self._on(source, "rsync", "-a", f"{path}.snap/", f"{target}:{path}.snap/")
+            devices.append(device)
+        xml = node.run(["sh", "-c", f"ls {shlex.quote(directory)}/*.xml"]).stdout.split()
+        self._on(source, "rsync", "-a", *xml, f"{target}:{directory}/")
+        if self.failing:
+            self.failing = False
+            return False
+        self._on(
+            source, "virsh", "-q", "-c", URI, "migrate", "--live", "--copy-storage-all", "--unsafe",
+            "--migrate-disks", ",".join(devices), f"one-{vm.id}",
+            self._uri(target),
+        )  # fmt: skip
+        return True
+
+    def guest_at_work(self, vm: Vm, host: str, seconds: float = 1.0) -> None:
+        """Let the guest run for a while."""
+        wait_until(lambda: self.state(vm, host) == "running", f"VM {vm.id} runs on {host}")
+        time.sleep(seconds)
+
+    @staticmethod
+    def directory(vm: Vm) -> str:
+        return f"{DATASTORES}/{vm.history[-1].ds_id}/{vm.id}"
+
+    def _uri(self, target: str) -> str:
+        return f"qemu+ssh://oneadmin@{target}/system"
+
+    def _on(self, host: str, *argv: str) -> None:
+        """Run a program on a host that is lent the front-end's ssh-agent, as oned's mads do."""
+        command = ["ssh", "-A", "-o", "ControlMaster=no", "-o", "ControlPath=none", host]
+        environment = {"SSH_AUTH_SOCK": SSH_AUTH_SOCK}
+        self.frontend.run([*command, shlex.join(argv)], env=environment, timeout=120)
+
+    def _domain(self, vm: Vm, host: str) -> str:
+        disks = []
+        for disk in vm.disks:
+            attributes = disk.attributes
+            disks.append(
+                _DISK.format(
+                    device="disk",
+                    format=attributes["FORMAT"],
+                    more="",
+                    bus="virtio",
+                    path=escape(f"{self.directory(vm)}/disk.{disk.id}"),
+                    target=f"vd{chr(ord('a') + disk.id)}",
+                )
+            )
+        if vm.context:
+            disks.append(
+                _DISK.format(
+                    device="cdrom",
+                    format="raw",
+                    more="<readonly/>",
+                    target="hda",
+                    bus="ide",
+                    path=escape(f"{self.directory(vm)}/disk.{vm.context['DISK_ID']}"),
+                )
+            )
+        kind = "kvm" if self.hosts[host].exists("/dev/kvm") else "qemu"
+        boot = vm.template["OS"]
+        assert isinstance(boot, dict)
+        return _DOMAIN.format(type=kind, id=vm.id, uuid=boot["UUID"], disks="".join(disks))

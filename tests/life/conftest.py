@@ -1,0 +1,112 @@
+"""A cloud whose hosts have libvirt, for the whole life of a VM."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests import guest
+from tests.cluster import Node
+from tests.hypervisor import Kvm
+from tests.oned.life import Life
+from tests.oned.objects import Image, Vm
+from tests.testbed import DATASTORES, Testbed, running_testbed
+
+MB = 1 << 20
+SIZE = 64 * MB  # of the guests' disks
+SOURCES = "/var/tmp"
+
+
+@dataclass
+class World:
+    """The cloud, its hypervisor, and what a user may ask of both."""
+
+    bed: Testbed
+    kvm: Kvm
+    life: Life
+
+    @property
+    def one(self) -> Node:
+        return self.bed.hosts[0]
+
+    @property
+    def two(self) -> Node:
+        return self.bed.hosts[1]
+
+    def directory(self, vm: Vm) -> str:
+        return f"{DATASTORES}/{vm.history[-1].ds_id}/{vm.id}"
+
+    def disk(self, vm: Vm, number: int = 0) -> str:
+        return f"{self.directory(vm)}/disk.{number}"
+
+    def content(self, node: Node, path: str, image_format: str) -> bytes:
+        """What a guest sees on a disk, chain and all."""
+        copy = f"{SOURCES}/content"
+        node.run(["qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", path, copy])
+        content = node.read(copy)
+        node.run(["rm", copy])
+        return content
+
+    def count(self, node: Node, path: str, image_format: str = "qcow2") -> guest.Count:
+        """How far the guest is by what is on its disk."""
+        return guest.read(self.content(node, path, image_format))
+
+    def names(self, node: Node, vm: Vm) -> set[str]:
+        """The files in the VM's directory on a node, but for notes and locks of ours."""
+        prefix = f"{vm.history[-1].ds_id}/{vm.id}/"
+        found = {name[len(prefix) :] for name in self.bed.files(node) if name.startswith(prefix)}
+        return {name for name in found if not name.startswith(".")}
+
+    def probe(self, host: str, vm: Vm) -> str:
+        """What the host's probe says of the VM's disks."""
+        directory = f"{DATASTORES}/{vm.history[-1].ds_id}"
+        argv = ["/var/tmp/one/tm/onestor/monitor_ds", directory]
+        said = self.bed.cluster.node(host).run(argv).stdout
+        (line,) = [line for line in said.splitlines() if f"ID = {vm.id}," in line]
+        return base64.b64decode(line.split('"')[1]).decode().replace("[ ", "[").replace(" ]", "]")
+
+    def image(self, **options: object) -> Image:
+        return self.bed.image(f"{SOURCES}/guest.qcow2", **options)
+
+
+@pytest.fixture(scope="session")
+def running_world() -> Iterator[World]:
+    with running_testbed(hosts=2) as bed:
+        kvm = Kvm(bed.frontend, {node.name: node for node in bed.hosts})
+        kvm.start()
+        make_sources(bed.frontend)
+        yield World(bed, kvm, Life(bed.oned, kvm))
+
+
+@pytest.fixture
+def world(running_world: World) -> Iterator[World]:
+    bed, kvm = running_world.bed, running_world.kvm
+    bed.clean()
+    kvm.failing = False
+    yield running_world
+    for node in bed.hosts:
+        for name in kvm.virsh(node.name, "list", "--name").split():
+            kvm.virsh(node.name, "destroy", name)
+        node.heal()
+        node.unlimit_rate()
+    assert bed.leftovers() == []
+
+
+def make_sources(frontend: Node) -> None:
+    """A disk with the guest in its first sector and data here and there, in both formats."""
+    script = """
+import random, sys
+noise = random.Random(1).randbytes
+with open("/var/tmp/guest.raw", "wb") as image:
+    image.write(sys.stdin.buffer.read())
+    for offset in (4, 30, 60):
+        image.seek(offset << 20)
+        image.write(noise(1 << 20))
+    image.truncate(64 << 20)
+"""
+    frontend.run(["/usr/bin/python3", "-c", script], input=guest.boot_sector())
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2"]
+    frontend.run([*argv, f"{SOURCES}/guest.raw", f"{SOURCES}/guest.qcow2"])
