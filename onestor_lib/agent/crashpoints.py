@@ -19,6 +19,10 @@ _WHOLE, _THIN = ("tm.clone",), ("tm.clone thin",)
 _CLONING = (*_WHOLE, *_THIN)
 _PLACING = (*_CLONING, "tm.ln")
 _IMPORTING = ("datastore.cp",)
+# Directories that move, one of them over a leftover; disks that go back to an image, or become one
+# as an overlay on a base.
+_MOVING = ("tm.mv",)
+_SAVING = ("tm.mvds", "tm.cpds")
 
 POINTS: dict[str, tuple[str, ...]] = {
     "room.made": _CLONING,
@@ -36,28 +40,46 @@ POINTS: dict[str, tuple[str, ...]] = {
     "place.recorded": _PLACING,
     "place.snapshots": ("tm.ln",),
     "place.based": _THIN,
-    "publish.created": (*_PLACING, *_IMPORTING),
-    "publish.synced": (*_PLACING, *_IMPORTING),
-    "publish.linked": (*_PLACING, *_IMPORTING),
-    "publish.renamed": _PLACING,
-    "publish.done": (*_PLACING, *_IMPORTING),
-    "send.started": _PLACING,
-    "send.half": _PLACING,
-    "send.ended": _PLACING,
-    "receive.started": _PLACING,
-    "receive.half": _PLACING,
-    "receive.ended": _PLACING,
+    "publish.created": (*_PLACING, *_IMPORTING, *_SAVING),
+    "publish.synced": (*_PLACING, *_IMPORTING, *_SAVING),
+    "publish.linked": (*_PLACING, *_IMPORTING, *_SAVING),
+    "publish.renamed": (*_PLACING, *_SAVING),
+    "publish.done": (*_PLACING, *_IMPORTING, *_SAVING),
+    "send.started": (*_PLACING, *_SAVING),
+    "send.half": (*_PLACING, *_MOVING, *_SAVING),
+    "send.ended": (*_PLACING, *_SAVING),
+    "receive.started": (*_PLACING, *_MOVING, *_SAVING),
+    "receive.half": (*_PLACING, *_MOVING, *_SAVING),
+    "receive.ended": (*_PLACING, *_MOVING, *_SAVING),
     "intake.half": _IMPORTING,
     "import.copied": _IMPORTING,
     "import.inspected": _IMPORTING,
-    "delete.renamed": ("tm.delete",),
-    "delete.removed": ("tm.delete",),
-    "delete.disk": ("tm.delete",),
+    "move.received": _MOVING,
+    "move.complete": _MOVING,
+    "move.aside": _MOVING,
+    "move.renamed": _MOVING,
+    "move.sent": _MOVING,
+    "move.taken": _MOVING,
+    "save.flattened": ("tm.cpds",),
+    "save.received": _SAVING,
+    "save.noted": ("tm.mvds",),
+    "replace.prepared": _SAVING,
+    "replace.decided": _SAVING,
+    "replace.forgotten": _SAVING,
+    "replace.snapshots": _SAVING,
+    "replace.image": _SAVING,
+    "delete.renamed": ("tm.delete", *_MOVING, *_SAVING),
+    "delete.removed": ("tm.delete", *_MOVING),
+    "delete.disk": ("tm.delete", "tm.mvds"),
     "rm.companions": ("datastore.rm",),
     "rm.image": ("datastore.rm",),
     "frontend.decided": _PLACING,
+    "frontend.moving": _MOVING,
+    "frontend.prepared": _SAVING,
     "frontend.sent": _PLACING,
     "frontend.placed": _PLACING,
+    "frontend.moved": _MOVING,
+    "frontend.saved": _SAVING,
 }
 
 _chosen = ""

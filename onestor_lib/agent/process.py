@@ -16,7 +16,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from onestor_lib.agent.errors import CommandFailed
@@ -129,25 +129,27 @@ def run(
     limits: Limits | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    stdin: bytes = b"",
 ) -> Result:
     """Run ``argv`` to its end or for ``timeout`` seconds, then TERM, linger, KILL.
 
-    The program gets its own process group, an empty stdin and the C locale. When we die by
+    The program gets its own process group, ``stdin`` and the C locale. When we die by
     SIGKILL it dies too (prctl(2) PR_SET_PDEATHSIG, set by util-linux' setpriv because code between
     fork and exec is not safe in a process with threads). Raises :class:`CommandFailed` when the
     program is not installed; judge the rest with :meth:`Result.check`.
     """
     started = command(argv, step, limits)
     begin = time.monotonic()
-    child = subprocess.Popen(
-        started,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**environment(), **(env or {})},
-        start_new_session=True,
-        pass_fds=tuple(pass_fds),
-    )
+    with _readable(stdin) as given:
+        child = subprocess.Popen(
+            started,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment(), **(env or {})},
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
+        )
     stdout = Drain(child.stdout, keep_first=MAX_STDOUT)
     stderr = Drain(child.stderr, keep_last=STDERR_TAIL)
     exited = _Exit(child.pid)
@@ -167,6 +169,20 @@ def run(
         timed_out,
         time.monotonic() - begin,
     )
+
+
+@contextlib.contextmanager
+def _readable(content: bytes) -> Iterator[int]:
+    """A descriptor to read ``content`` from; a file, so that nobody need write meanwhile."""
+    if not content:
+        yield subprocess.DEVNULL
+        return
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.seek(0)
+        yield file.fileno()
 
 
 @functools.lru_cache(maxsize=1)

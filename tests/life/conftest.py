@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ class World:
         (line,) = [line for line in said.splitlines() if f"ID = {vm.id}," in line]
         return base64.b64decode(line.split('"')[1]).decode().replace("[ ", "[").replace(" ]", "]")
 
-    def image(self, **options: object) -> Image:
+    def image(self, **options: Any) -> Image:
         return self.bed.image(f"{SOURCES}/guest.qcow2", **options)
 
 

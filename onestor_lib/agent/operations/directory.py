@@ -87,6 +87,7 @@ def move(
             raise Missing(_STEP, what, path=path)
         tree.make_links_relative(directory)
         if not peer["argv"] and _is_one_file_system(directory, Path(target)):
+            publish.remove(directory / marker)
             moving.take_place(directory, Path(target))
             publish.sync_dir(directory.parent)
             vm_directory.mark(Path(target).parent, vm_directory.DRIVER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from onestor_lib.agent import crashpoints
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
@@ -32,7 +33,10 @@ class Move:
 
     def run(self) -> dict[str, Any]:
         """Move the directory; see ``onestor_lib.agent.operations.directory.move``."""
-        return self._call("directory.move", **self._how())
+        crashpoints.reach("frontend.moving")
+        done = self._call("directory.move", **self._how())
+        crashpoints.reach("frontend.moved")
+        return done
 
     def prepare(self, vm_text: str) -> dict[str, Any]:
         """Before a live migration; ``vm_text`` is what oned has sent."""

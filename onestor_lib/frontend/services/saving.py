@@ -52,7 +52,6 @@ class Saving:
                 self._require_returned(ready["record"])
                 return
             sent = self._replace(host, ready)
-            crashpoints.reach("frontend.saved")
             record = vms.record_of(self._action, self.vm, self.target, self.disk.image_id)
             host.call(
                 "disk.returned",
@@ -113,6 +112,7 @@ class Saving:
 
     def _replace(self, host: AgentClient, ready: dict[str, Any]) -> int:
         """Let the image have what is ``ready`` on the host; the bytes that were sent."""
+        crashpoints.reach("frontend.prepared")
         sent = 0
         items = {"image": ready["image"], **ready["snapshots"]}
         with self._store() as store:
@@ -147,6 +147,7 @@ class Saving:
                 check_space=self.settings.yes("CHECK_FREE_SPACE"),
                 bulk=self._hosts.bulk_priority(),
             )
+        crashpoints.reach("frontend.saved")
         return sent
 
     @contextlib.contextmanager

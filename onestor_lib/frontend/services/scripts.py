@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import NoReturn
 
 from onestor_lib.agent import process
-from onestor_lib.agent.errors import CommandFailed, Missing, from_os_error
+from onestor_lib.agent.errors import Missing, from_os_error
 from onestor_lib.frontend import boundary
 
 
@@ -23,22 +22,9 @@ def find(driver: str, action: str, step: str) -> Path:
 
 def run(script: Path, argv: list[str], stdin: bytes, step: str, *, timeout: float) -> None:
     """Run a script to its end; raises :class:`CommandFailed` when it fails, or takes too long."""
-    child = subprocess.Popen(
-        [str(script), *argv],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+    process.run([str(script), *argv], timeout=timeout, step=step, stdin=stdin).check(
+        step, path=str(script)
     )
-    try:
-        _, said = child.communicate(stdin, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(step, f"no end within {timeout:.0f} s", path=str(script)) from None
-    finally:
-        process.end_group(child)
-    if child.returncode:
-        cause = process.last_lines(said) or "it says nothing"
-        raise CommandFailed(step, f"{cause} (exit status {child.returncode})", path=str(script))
 
 
 def become(script: Path, argv: list[str], stdin: bytes, step: str) -> NoReturn:
