@@ -92,7 +92,8 @@ def connect(
     ssh-agent, for work that itself connects to another host. Raises :class:`HostUnreachable`.
     """
     # While ssh and ssh-keygen look up what is configured and known: it takes longer than both.
-    threading.Thread(target=_import_paramiko).start()
+    # A signal that ends us in an import may leave its lock behind: nobody must wait for the other.
+    threading.Thread(target=_import_paramiko, daemon=True).start()
     options = openssh.resolve(host)
     known = _KnownHosts(host, options)
     import paramiko  # waits for the thread

@@ -134,6 +134,15 @@ def test_nothing_starts_a_shell() -> None:
         assert "subprocess" not in set(imports(path)) or path in starting, path
 
 
+def test_K15_no_thread_keeps_an_action_from_ending() -> None:
+    """A signal that interrupts an import can leave another thread waiting for its lock for ever."""
+    for path in SOURCES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "threading.Thread":
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("daemon") == "True", f"{path}: {ast.unparse(node)}"
+
+
 def reached() -> list[str]:
     """The names in all calls of crashpoints.reach()."""
     found = []

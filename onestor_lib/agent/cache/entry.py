@@ -38,6 +38,7 @@ from onestor_lib.agent.version import Version
 
 _IMAGE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,150}")
 _HIDDEN = ".image"
+CHUNKS = ".chunks"  # how the name of a part's manifest ends
 _PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part(\.(chunks|progress))?")
 _NOTE = re.compile(r"\.(?P<name>.+)\.(?P<kind>sidecar|fill)")
 
@@ -250,12 +251,12 @@ def leftovers(directory: Path, name: str) -> list[Path]:
 
 def chunks_of(part: Path) -> Path:
     """Where the receiver of a part writes its manifest."""
-    return part.with_name(f"{part.name}.chunks")
+    return part.with_name(f"{part.name}{CHUNKS}")
 
 
 def progress_of(chunks: Path) -> Path:
     """Where the receiver that writes the manifest ``chunks`` tells how far it is."""
-    return chunks.with_name(f"{chunks.name[: -len('.chunks')]}.progress")
+    return chunks.with_name(f"{chunks.name[: -len(CHUNKS)]}.progress")
 
 
 def last_used(path: Path) -> float:

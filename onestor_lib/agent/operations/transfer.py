@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import extents, locks, origin, priority, publish, pulling, transfer
-from onestor_lib.agent.cache.entry import progress_of
+from onestor_lib.agent.cache.entry import CHUNKS, progress_of
 from onestor_lib.agent.chunks import Manifest
 from onestor_lib.agent.errors import TransferFailed
 from onestor_lib.agent.server import Call
@@ -150,7 +150,8 @@ def copy_here(
 
 
 def _progress(manifest: str) -> Path | None:
-    return progress_of(Path(manifest)) if manifest else None
+    """Where to tell how far the file is; only a cache's part is followed while it comes."""
+    return progress_of(Path(manifest)) if manifest.endswith(CHUNKS) else None
 
 
 def _received(found: Manifest, manifest: str, written: dict[str, int]) -> dict[str, Any]:
