@@ -148,13 +148,9 @@ def remove_disk(disk: Path) -> bool:
 
     The disk goes last but for its base, without which it would have other content.
     """
-    there = publish.remove(record_path(disk))
-    return remove_content(disk) or there
-
-
-def remove_content(disk: Path) -> bool:
-    """As :func:`remove_disk`, but the record stays."""
-    there = publish.remove(snapshots_path(disk))
+    there = False
+    for path in (snapshots_path(disk), record_path(disk)):
+        there |= publish.remove(path)
     crashpoints.reach("delete.disk")
     there |= publish.remove(disk)
     there |= publish.remove(base_path(disk))

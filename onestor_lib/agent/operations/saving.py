@@ -96,7 +96,13 @@ def returned(call: Call, *, path: str, record: dict[str, Any]) -> None:
     disk = Path(path)
     vm_directory.write_record(disk, record)
     crashpoints.reach("save.noted")
-    vm_directory.remove_content(disk)
+    # The disk goes first: one that is there must never lack its snapshots, it would be saved so.
+    publish.remove(disk)
+    publish.sync_dir(disk.parent)
+    crashpoints.reach("save.removed")
+    for rest in (vm_directory.snapshots_path(disk), vm_directory.base_path(disk)):
+        publish.remove(rest)
+    publish.sync_dir(disk.parent)
 
 
 def replace(

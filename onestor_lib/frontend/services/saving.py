@@ -48,10 +48,11 @@ class Saving:
         begin = time.monotonic()
         with self._hosts.agent(self.target.host, sends=True) as host:
             ready = self._prepare(host, snapshot=None, with_snapshots=True, live=None)
-            if not ready["there"]:
+            sent = 0
+            if ready["there"]:
+                sent = self._replace(host, ready)
+            else:
                 self._require_returned(ready["record"])
-                return
-            sent = self._replace(host, ready)
             record = vms.record_of(self._action, self.vm, self.target, self.disk.image_id)
             host.call(
                 "disk.returned",
