@@ -168,6 +168,9 @@ def _wait_for_hang_up(fd: int) -> None:
 def main(settings: dict[str, str], payload: bytes) -> None:
     """Serve until the connection ends; called by the bootstrap code with what started it."""
     crashpoints.choose(settings.get("crash_at", ""))
+    first = settings.get("host_path")
+    if first and settings.get("frontend") != os.uname().nodename:
+        os.environ["PATH"] = f"{first}:{os.environ.get('PATH', '')}"
     client.payload = payload
     signals.end_by_exception()
     os.umask(0o022)

@@ -81,11 +81,13 @@ def _run(
 ) -> str | None:
     signals.end_by_exception()
     warnings.simplefilter("ignore")  # a library's would go to stderr, which is oned's
-    bundle.choose(kind)
     crashpoints.choose(os.environ.get(crashpoints.VARIABLE, ""))
     remotes = remotes_directory()
     journal.version = log.opennebula_version(remotes)
     settings = config.load(kind, remotes)
+    bundle.choose(kind, settings.search_path("HOST_PATH"))
+    if first := settings.search_path("FRONTEND_PATH"):
+        os.environ["PATH"] = f"{first}:{os.environ.get('PATH', '')}"
     journal.write_to(settings.path("LOG_FILE"))
     if work is None:
         work = importlib.import_module(f"onestor_lib.frontend.actions.{kind}_{action}").run

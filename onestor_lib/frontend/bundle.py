@@ -39,12 +39,17 @@ _DATASTORE = re.compile(
 
 
 _everything = True
+_host_path = ""
 
 
-def choose(kind: str) -> None:
-    """Send from now on what actions of this ``kind`` ("tm" or "datastore") need."""
-    global _everything
-    _everything = kind != "tm"
+def choose(kind: str, host_path: str = "") -> None:
+    """Send from now on what actions of this ``kind`` ("tm" or "datastore") need.
+
+    ``host_path`` are the directories that hosts search first for programs (known failure K14).
+    """
+    global _everything, _host_path
+    _everything, _host_path = kind != "tm", host_path
+    _build.cache_clear()
 
 
 def build() -> bytes:
@@ -79,7 +84,11 @@ def with_settings(code: bytes) -> bytes:
 
     A crash point chosen for this process is chosen for its agents, too.
     """
-    settings = {"crash_at": os.environ.get(crashpoints.VARIABLE, "")}
+    settings = {
+        "crash_at": os.environ.get(crashpoints.VARIABLE, ""),
+        "frontend": os.uname().nodename,
+        "host_path": _host_path,
+    }
     return code + json.dumps(settings).encode("ascii")
 
 

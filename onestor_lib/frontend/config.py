@@ -50,6 +50,13 @@ _COMMON = (
     Attribute("CONNECT_TIMEOUT", "seconds", "10", "longest wait for a host to accept a connection"),
     Attribute("CONVERT_TIMEOUT", "seconds", "7200", "longest time qemu-img may convert one image"),
     Attribute("HOST_PYTHON", "program", "python3", "the Python (3.9 or newer) of the hosts"),
+    Attribute(
+        "FRONTEND_PATH",
+        "search path",
+        "",
+        "directories, with colons between, that the front-end searches first for programs",
+    ),
+    Attribute("HOST_PATH", "search path", "", "the same for the hosts and bridge hosts"),
     Attribute("LOG_FILE", "path", "/var/log/one/onestor.log", "onestor's own log"),
 )
 
@@ -155,6 +162,34 @@ TM_ATTRIBUTES = (
         "",
         "MB a second that image transfers over one link (a sending and a receiving machine) share",
         _SYSTEM,
+    ),
+    Attribute(
+        "KEEP_ON_HOST",
+        "yes/no",
+        "NO",
+        "YES: the files of VMs that are stopped or undeployed stay on their host",
+        _SYSTEM,
+    ),
+    Attribute(
+        "CACHE_ENABLE",
+        "yes/no",
+        "YES",
+        "NO: images go past the hosts' caches, and every disk is a complete one",
+        ("image", "system"),
+    ),
+    Attribute(
+        "CACHE_MAX_SIZE",
+        "MB",
+        "",
+        "HOST_CACHE_MAX_SIZE_MB by the name that OpenNebula's own cache has for it",
+        ("image", "system"),
+    ),
+    Attribute(
+        "CACHE_UPSTREAMS",
+        "words",
+        "",
+        "more hosts like REPLICA_HOST, by the name that OpenNebula's own cache has for them",
+        ("image", "system"),
     ),
     Attribute(
         "LIBVIRT_URI", "libvirt URI", "qemu:///system", "how virsh reaches the hosts' hypervisor"
@@ -313,7 +348,12 @@ class Settings:
         return found
 
     def words(self, name: str) -> list[str]:
-        return self._text(name).split()
+        """Words with blanks between; commas count as such."""
+        return self._text(name).replace(",", " ").split()
+
+    def search_path(self, name: str) -> str:
+        """Directories with colons between, as in $PATH."""
+        return self.text(name, "(/[^:]*(:/[^:]*)*)?", "absolute paths with colons between")
 
     def options(self, name: str) -> list[str]:
         """Command line options; quotes group words as in a shell, nothing else has a meaning."""

@@ -48,6 +48,11 @@ class Element:
 
         return str(etree.tostring(self._node, encoding="unicode"))
 
+    def tags(self, path: str) -> list[str]:
+        """The names of the elements in the element at ``path``."""
+        found = self._node.find(path)
+        return [] if found is None else [str(child.tag) for child in found]
+
     def has(self, path: str) -> bool:
         return self._node.find(path) is not None
 

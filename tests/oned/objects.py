@@ -367,6 +367,7 @@ class History:
     hid: int = 0
     cid: int = 0
     tm_mad: str = "onestor"
+    vm_mad: str = "kvm"
     action: int = 0
     stime: int = field(default_factory=_now)
     etime: int = 0
@@ -387,7 +388,7 @@ class History:
             text("CID", self.cid),
             text("STIME", self.stime),
             text("ETIME", self.etime),
-            cdata("VM_MAD", "kvm"),
+            cdata("VM_MAD", self.vm_mad),
             cdata("TM_MAD", self.tm_mad),
             text("DS_ID", self.ds_id),
             *plan,

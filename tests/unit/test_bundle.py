@@ -47,7 +47,7 @@ class TestContent:
         monkeypatch.setenv(crashpoints.VARIABLE, "publish.synced")
         header, body = read(bundle.build())
         modules, settings = bootstrap.unpack({**header, **changed}, body)
-        assert settings == {"crash_at": "publish.synced"}
+        assert settings["crash_at"] == "publish.synced" and settings["host_path"] == ""
         assert {"onestor_lib", "onestor_lib.agent.operations.disk"} <= set(modules)
         assert not [name for name in modules if "frontend" in name]
         assert {type(module) for module in modules.values()} == {str if changed else bytes}
@@ -171,7 +171,7 @@ class TestPrebuilt:
         before = bundle.prebuild(library)
         monkeypatch.setenv(crashpoints.VARIABLE, "publish.synced")
         assert bundle.prebuild(library) == before
-        assert bundle.build().endswith(b'{"crash_at": "publish.synced"}')
+        assert b'"crash_at": "publish.synced"' in bundle.build()[-200:]
 
     @pytest.mark.parametrize("name", SPOILED)
     def test_one_that_does_not_fit_is_never_used(self, library: Path, name: str) -> None:

@@ -54,6 +54,7 @@ def test_every_default_is_a_legal_value(kind: str) -> None:
         "percent": lambda name: settings.number(name, 1, 100),
         "niceness": lambda name: settings.number(name, 0, 19),
         "qcow2 options": settings.options,
+        "search path": settings.search_path,
         "libvirt URI": lambda name: settings.text(name, "[a-z+]+://.*", "a URI"),
         "bytes": lambda name: settings.size(name, 1, 1 << 60),
         "file system": lambda name: settings.text(name, "[a-z0-9]*", "a file system"),
@@ -116,10 +117,14 @@ def test_precedence_disk_datastore_file_default() -> None:
 
 SCOPES = {
     "disk": {"SPARSE", "QCOW2_STANDALONE"},
-    "image": {"SPARSE", "QCOW2_STANDALONE", "CHECK_FREE_SPACE"},
+    "image": {
+        "SPARSE", "QCOW2_STANDALONE", "CHECK_FREE_SPACE", "CACHE_ENABLE", "CACHE_MAX_SIZE",
+        "CACHE_UPSTREAMS",
+    },
     "system": {
         "CHECK_FREE_SPACE", "REPLICA_HOST", "REPLICA_MAX_SIZE_MB", "REPLICA_MAX_USED_PERC",
         "HOST_CACHE_MAX_SIZE_MB", "HOST_CACHE_MAX_USED_PERC", "CACHE_MIN_AGE", "CACHE_ORPHAN_AGE",
+        "KEEP_ON_HOST", "CACHE_ENABLE", "CACHE_MAX_SIZE", "CACHE_UPSTREAMS",
         "REPLICA_BWLIMIT_MB_S", "FREEZE_TIMEOUT", "SUSPEND_TIMEOUT",
     },
 }  # fmt: skip

@@ -122,6 +122,7 @@ def prepare(
         if marker and found["same"]:
             return {"done": "same", "sent": 0}
         _require_source(directory, marker, disks)
+        _require_copied(directory, disks)
         if found["state"] not in _OFF:
             cause = f"the VM is {found['state']} there already"
             raise NotAllowed("prepare the target", cause, host=peer["host"], path=target)
@@ -316,6 +317,20 @@ def _require_source(directory: Path, marker: str, disks: list[str]) -> None:
         raise Missing(_STEP, "no such directory", path=str(directory))
     if missing := _missing(directory, disks):
         raise Missing(_STEP, f"{', '.join(missing)} missing", path=str(directory))
+
+
+def _require_copied(directory: Path, disks: list[str]) -> None:
+    """Raise :class:`NotAllowed` for a disk that a live migration would not copy (failure D20).
+
+    The hypervisor's script takes a link for a network disk, unless it leads into the directory of
+    the disk's snapshots (contract section 2.6).
+    """
+    for name in disks:
+        disk = directory / name
+        snapshots = f"{os.path.realpath(vm_directory.snapshots_path(disk))}/"
+        if disk.is_symlink() and not os.path.realpath(disk).startswith(snapshots):
+            cause = f"it is a link to {os.readlink(disk)}, which a live migration does not copy"
+            raise NotAllowed("prepare the target", cause, path=str(disk))
 
 
 def _missing(directory: Path, disks: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.services import kept
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.vms import is_given_up
 
@@ -18,11 +19,14 @@ def run(request: Request) -> None:
     arguments.number(words[2], "the datastore's id")
     target = arguments.vm_path(words[0], vm_id)
     hosts = Hosts(request.settings, request.log)
+    told, target = target, kept.located(hosts, target)
     if not target.name and not hosts.is_here(target.host):
         _delete_copy_here(request, hosts, target)  # first: the host may be dead
     with hosts.agent(target.host) as host:
         operation = "disk.delete" if target.name else "directory.delete"
         removed = host.call(operation, path=target.path)["removed"]
+    if told != target and not target.name:
+        kept.forget(told)
     what = target.name or "directory"
     done = "deleted" if removed else "was not there"
     request.log.info(f"VM {vm_id} {what} on {target.host} {done}")

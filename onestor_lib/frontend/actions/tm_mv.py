@@ -7,7 +7,8 @@ import time
 from onestor_lib.agent.errors import InvalidInput
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import vms
+from onestor_lib.frontend.services import kept, vms
+from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.moving import Move, described
 
 
@@ -31,7 +32,19 @@ def run(request: Request) -> None:
         # The source is dead: it must not even be asked (known failure D9).
         request.log.info(f"VM {vm_id} leaves {source.host} behind: nothing to move")
         return
-    done = Move(request, vm, source, target, client).run()
+    settings, _ = vms.settings_of(request.settings, client, target)
+    hosts = Hosts(settings, request.log)
+    leaving = vm.text("LCM_STATE") in (vms.EPILOG_STOP, vms.EPILOG_UNDEPLOY)
+    if leaving and hosts.is_here(target.host) and settings.yes("KEEP_ON_HOST"):
+        kept.keep(source, target)
+        request.log.info(f"VM {vm_id} stays on {source.host} (KEEP_ON_HOST)")
+        return
+    told, source = source, kept.located(hosts, source)
+    done = {"done": "same", "sent": 0}
+    if (source.host, source.path) != (target.host, target.path):
+        done = Move(request, vm, source, target, client).run()
+    if source != told:
+        kept.forget(told)
     request.log.info(
         f"VM {vm_id} from {source.host} to {target.host}: {described(done)}, "
         f"{time.monotonic() - begin:.2f} s"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import vms
+from onestor_lib.frontend.services import kept, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 
@@ -31,9 +32,10 @@ def run(request: Request) -> None:
         request.settings, client, target, image_datastore=vms.image_datastore(disk, datastore),
         disk=disk,
     )  # fmt: skip
-    undeployed = vm.text("LCM_STATE") == vms.DISK_RESIZE_UNDEPLOYED
-    host_name = socket.gethostname() if undeployed else target.host
-    with Hosts(settings, request.log).agent(host_name) as host:
+    hosts = Hosts(settings, request.log)
+    if vm.text("LCM_STATE") == vms.DISK_RESIZE_UNDEPLOYED:
+        target = kept.located(hosts, dataclasses.replace(target, host=socket.gethostname()))
+    with hosts.agent(target.host) as host:
         grown = host.call(
             "disk.resize",
             path=target.path,
@@ -43,4 +45,4 @@ def run(request: Request) -> None:
             check_space=settings.yes("CHECK_FREE_SPACE"),
         )["grown"]
     what = f"has {size // MB} MB now" if grown else f"had {size // MB} MB or more already"
-    request.log.info(f"VM {target.vm_id} {target.name} on {host_name} {what}")
+    request.log.info(f"VM {target.vm_id} {target.name} on {target.host} {what}")

@@ -8,13 +8,15 @@ from typing import Any
 from onestor_lib.agent import crashpoints
 from onestor_lib.agent.errors import InvalidInput
 from onestor_lib.agent.space import MB
-from onestor_lib.frontend import arguments, oned, qcow2_options
-from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend import arguments, oned, qcow2_options, xml
+from onestor_lib.frontend.config import TM_ATTRIBUTES, Settings
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import bridges, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
+
+_CACHE = [each.name for each in TM_ATTRIBUTES if each.name.startswith("CACHE_")]
 
 
 class Placement:
@@ -45,7 +47,10 @@ class Placement:
             self.configured, self.oned, self.target, image_datastore=self.datastore_id, disk=disk
         )
         bridge_hosts = bridges.of(image_datastore)
+        if image_datastore is not None:
+            _warn_of_others(image_datastore, self.log)
         hosts = Hosts(settings, self.log)
+        caches = not persistent and settings.yes("CACHE_ENABLE")
         sequence = vms.sequence(vm)
         crashpoints.reach("frontend.decided")
         with Origin(hosts, self.source, bridge_hosts) as origin:
@@ -57,7 +62,7 @@ class Placement:
                 self.target,
                 facts,
                 purpose=f"{self.action} of {self._image(disk)} for VM {self.vm_id}",
-                use_replica=not persistent,
+                use_replica=caches,
             )
 
             def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +79,7 @@ class Placement:
                     path=self.target.path,
                     shape=shape,
                     source=facts,
-                    image=None if persistent else supply.cached(),
+                    image=supply.cached() if caches else None,
                     check_space=settings.yes("CHECK_FREE_SPACE"),
                     record=vms.record_of(self.action, vm, self.target, disk.image_id),
                     retry=vm.text("LCM_STATE") == vms.PROLOG,
@@ -90,6 +95,17 @@ class Placement:
 
     def _image(self, disk: vms.Disk) -> str:
         return f"image {disk.image_id}" if disk.image_id else self.source.path
+
+
+def _warn_of_others(datastore: xml.Element, log: Log) -> None:
+    """Say which attributes of a cache nobody reads (known failure L9)."""
+    ignored = [
+        name
+        for name in datastore.tags("TEMPLATE")
+        if name.startswith("CACHE_") and name not in _CACHE
+    ]
+    if ignored:
+        log.warn(f"{', '.join(ignored)} of datastore {datastore.text('ID')}: no effect here")
 
 
 def _shape(

@@ -15,7 +15,7 @@ from onestor_lib.agent.publish import is_temporary
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import bridges, domains, transfer, vms
+from onestor_lib.frontend.services import bridges, domains, kept, transfer, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 _STEP = "save disk"
@@ -42,6 +42,7 @@ class Saving:
         self._log = request.log
         self._action = request.action
         self._hosts = Hosts(self.settings, request.log)
+        self.target = kept.located(self._hosts, self.target)
 
     def bring_back(self) -> None:
         """The disk, with its snapshots, replaces its image; then it is gone from the host."""

@@ -47,7 +47,8 @@ class Supply:
         self._target, self._facts, self._purpose = target, facts, purpose
         self._host = target.host
         self._asked = ""  # the replica that is asked just now
-        configured = [arguments.host(name) for name in hosts.settings.words("REPLICA_HOST")]
+        names = [*hosts.settings.words("REPLICA_HOST"), *hosts.settings.words("CACHE_UPSTREAMS")]
+        configured = [arguments.host(name) for name in dict.fromkeys(names)]
         self.is_replica = self._host in configured  # the host itself is the one that others ask
         ours = [] if self.is_replica or not use_replica else configured
         self._replicas = [name for name in ours if not self._is_origin(name)]
@@ -170,8 +171,11 @@ class Supply:
 
 def limits(settings: Settings, prefix: str) -> dict[str, Any]:
     """The limits of a cache, "REPLICA" or "HOST_CACHE"; sizes in bytes, times in seconds."""
+    most = settings.megabytes(f"{prefix}_MAX_SIZE_MB")
+    if most is None and prefix != "REPLICA":
+        most = settings.megabytes("CACHE_MAX_SIZE")
     return {
-        "max_bytes": settings.megabytes(f"{prefix}_MAX_SIZE_MB"),
+        "max_bytes": most,
         "max_used_percent": settings.number(f"{prefix}_MAX_USED_PERC", 1, 100),
         "min_age": settings.seconds("CACHE_MIN_AGE", least=0),
         "orphan_age": settings.seconds("CACHE_ORPHAN_AGE"),

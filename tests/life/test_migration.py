@@ -1,0 +1,234 @@
+"""Live migration: what goes wrong with it, and what must not happen then (known failures D)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.sharing import share, unshare
+from tests.drivers.conftest import program_before
+from tests.life.conftest import SOURCES, World
+from tests.oned import transfer
+from tests.oned.objects import Vm
+from tests.oned.reply import Reply
+from tests.testbed import DATASTORES, REMOTES
+
+IDS = ("0", "9", "10", "123")
+
+
+@pytest.fixture
+def vm(world: World) -> Iterator[Vm]:
+    """A VM that runs on host01, with a thin disk."""
+    vm = world.bed.vm(world.image())
+    assert world.life.instantiate(vm, "host01", world.bed.system).success
+    yield vm
+
+
+def step(world: World, vm: Vm, name: str, *more: str) -> Reply:
+    """One step of a live migration from host01 to host02, as oned has it called."""
+    line = transfer.migration(vm, name, "host01", "host02")
+    xml = vm.driver_xml(world.bed.cloud.version)
+    return world.bed.oned.vmm.run_line(" ".join([line, *more]), xml)
+
+
+def driver(world: World, name: str, script: str) -> None:
+    """Another driver's scripts on the front-end; each notes how it was called."""
+    for action in ("premigrate", "postmigrate", "failmigrate"):
+        note = f'echo "{action} $*" >> /var/tmp/{name}; cat >> /var/tmp/{name}.stdin'
+        path = f"{REMOTES}/tm/{name}/{action}"
+        world.bed.frontend.write(path, f"#!/bin/sh\n{note}\n{script}\n", mode=0o755)
+    world.bed.frontend.run(["rm", "-f", f"/var/tmp/{name}", f"/var/tmp/{name}.stdin"])
+
+
+def foreign_disk(world: World, vm: Vm, tm_mad: str = "ceph") -> None:
+    """Let the VM have a disk that another driver keeps elsewhere."""
+    disk = world.bed.cloud.volatile_disk(1)
+    disk.attributes.update(
+        {"DISK_ID": "7", "TM_MAD": tm_mad, "IMAGE_ID": "99", "CLONE": "YES", "CLONE_TARGET": "SELF"}
+    )
+    disk.attributes["TARGET"] = "vdz"
+    vm.disks.append(disk)
+    world.bed.cloud.save(vm)
+
+
+def test_D19_snapshots_of_a_thin_disk_come_along(world: World, vm: Vm) -> None:
+    """They need the base, which the hypervisor does not bring."""
+    disk, one, two = world.disk(vm), world.one, world.two
+    world.kvm.guest_at_work(vm, "host01", 0.5)
+    one.run(["mkdir", f"{disk}.snap"])
+    one.run(["ln", "-s", "../disk.0.base", f"{disk}.snap/disk.0.base"])
+    virtual = str(64 << 20)
+    before = {}
+    for name in IDS:
+        file = f"{disk}.snap/{name}"
+        create = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "disk.0.base"]
+        one.run([*create, "-F", "qcow2", file, virtual])
+        one.run(["qemu-io", "-f", "qcow2", "-c", f"write -P {int(name) + 1} 2M 64k", file])
+        before[name] = hashlib.sha256(world.content(one, file, "qcow2")).hexdigest()
+    answer = world.life.live_migrate(vm, "host02")
+    assert answer.success and world.life.after.success, (answer, world.life.after)
+    for name in IDS:
+        content = world.content(two, f"{disk}.snap/{name}", "qcow2")
+        assert hashlib.sha256(content).hexdigest() == before[name]
+    assert world.names(one, vm) == set()
+    # It is moved on, cold, and everything is there still.
+    assert world.life.migrate(vm, "host01").success
+    for name in IDS:
+        content = world.content(one, f"{disk}.snap/{name}", "qcow2")
+        assert hashlib.sha256(content).hexdigest() == before[name]
+
+
+def test_D12_after_a_failure_the_target_is_clean_and_the_guest_runs(world: World, vm: Vm) -> None:
+    driver(world, "ceph", "exit 0")
+    foreign_disk(world, vm)
+    before = world.names(world.one, vm)
+    world.kvm.failing = True
+    answer = world.life.live_migrate(vm, "host02")
+    assert answer.success and world.life.after.success, world.life.after
+    assert world.names(world.two, vm) == set()
+    assert world.names(world.one, vm) == before
+    assert world.kvm.state(vm, "host01") == "running"
+    called = world.bed.frontend.read("/var/tmp/ceph").decode().splitlines()
+    directory = f"/var/lib/one//datastores/102/{vm.id}"
+    words = f"host01 host02 {directory} {vm.id} 102 onestor"
+    assert called == [f"premigrate {words}", f"failmigrate {words}"]
+    told = base64.b64decode(world.bed.frontend.read("/var/tmp/ceph.stdin")[:400] + b"==")
+    assert told.startswith(b"<VM><ID>")
+
+
+def test_D13_what_a_failed_migration_has_left_goes_with_the_next(world: World, vm: Vm) -> None:
+    directory = world.directory(vm)
+    world.two.write(f"{directory}/disk.0", b"half of it")
+    world.two.write(f"{directory}/disk.0.snap/0", b"old")
+    answer = world.life.live_migrate(vm, "host02")
+    assert answer.success and world.life.after.success
+    assert world.kvm.state(vm, "host02") == "running"
+    assert not world.two.exists(f"{directory}/disk.0.snap")
+
+
+def test_D15_the_description_that_the_hypervisors_script_needs(world: World, vm: Vm) -> None:
+    directory = world.directory(vm)
+    world.one.run(["sh", "-c", f"rm {directory}/*.xml"])
+    assert step(world, vm, "PREMIGRATE").success
+    assert b"<VM><ID>" in world.one.read(f"{directory}/vm.xml")
+    assert b"<DATASTORE>" in world.one.read(f"{directory}/ds.xml")
+
+
+@pytest.mark.parametrize("name", ["POSTMIGRATE", "FAILMIGRATE"])
+def test_D16_nothing_goes_where_the_guest_still_runs(world: World, vm: Vm, name: str) -> None:
+    """libvirt has reported one thing and done the other."""
+    directory = world.directory(vm)
+    if name == "FAILMIGRATE":
+        assert step(world, vm, "PREMIGRATE").success
+        assert world.kvm.migrate(vm, "host01", "host02")  # it has worked after all
+        node = world.two
+    else:
+        world.two.write(f"{directory}/disk.0", b"half of it")
+        node = world.one
+    before = world.names(node, vm)
+    reply = step(world, vm, name)
+    assert not reply.success and "host02" in reply.error
+    assert world.names(node, vm) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [  # the source is asked only by the one step that removes something there
+        ("PREMIGRATE", "host02"), ("FAILMIGRATE", "host02"),
+        ("POSTMIGRATE", "host02"), ("POSTMIGRATE", "host01"),
+    ],
+)  # fmt: skip
+def test_D16_nothing_goes_when_libvirt_does_not_tell(
+    world: World, vm: Vm, name: str, host: str
+) -> None:
+    world.two.write(f"{world.directory(vm)}/disk.0", b"half of it")
+    before = [world.names(node, vm) for node in (world.one, world.two)]
+    with program_before(world.bed.cluster.node(host), "virsh", "echo broken >&2; exit 1"):
+        reply = step(world, vm, name)
+    assert not reply.success
+    assert [world.names(node, vm) for node in (world.one, world.two)] == before
+
+
+@pytest.mark.parametrize("name", ["PREMIGRATE", "POSTMIGRATE", "FAILMIGRATE"])
+def test_D17_called_by_another_driver_the_directory_is_not_touched(
+    world: World, vm: Vm, name: str
+) -> None:
+    driver(world, "ceph", "exit 1")
+    foreign_disk(world, vm)
+    world.two.write(f"{world.directory(vm)}/disk.0", b"of the other driver")
+    before = [world.bed.files(node) for node in (world.one, world.two)]
+    reply = step(world, vm, name, "ceph")
+    assert reply.success, reply.error
+    assert [world.bed.files(node) for node in (world.one, world.two)] == before
+    assert not world.bed.frontend.exists("/var/tmp/ceph")
+
+
+@pytest.mark.parametrize("name", ["PREMIGRATE", "POSTMIGRATE", "FAILMIGRATE"])
+def test_D18_another_driver_that_fails_is_named(world: World, vm: Vm, name: str) -> None:
+    driver(world, "ceph", "echo no such pool >&2; exit 1")
+    foreign_disk(world, vm)
+    reply = step(world, vm, name)
+    assert not reply.success
+    if name != "POSTMIGRATE":  # the guest runs on host01: there are two things to tell
+        assert "driver ceph" in reply.error and "no such pool" in reply.error
+
+
+def test_D18_a_driver_without_the_script_is_named(world: World, vm: Vm) -> None:
+    foreign_disk(world, vm, "nothing")
+    reply = step(world, vm, "PREMIGRATE")
+    assert not reply.success and "driver nothing" in reply.error and "no such script" in reply.error
+
+
+def test_D20_a_disk_that_would_not_be_copied(world: World, vm: Vm) -> None:
+    disk = world.disk(vm)
+    world.one.run(["mv", disk, f"{SOURCES}/elsewhere"])
+    world.one.run(["ln", "-s", f"{SOURCES}/elsewhere", disk])
+    before = [world.bed.files(node) for node in (world.one, world.two)]
+    reply = step(world, vm, "PREMIGRATE")
+    assert not reply.success and "a live migration does not copy" in reply.error
+    assert [world.bed.files(node) for node in (world.one, world.two)] == before
+
+
+def test_D5_a_datastore_that_is_shared_after_all(world: World, vm: Vm) -> None:
+    """SHARED=NO is wrong: both hosts have one and the same directory."""
+    path = f"{DATASTORES}/102"
+    world.two.run(["mkdir", "-p", path])
+    share(world.one, world.two, path)
+    try:
+        before = world.names(world.one, vm)
+        for name in ("PREMIGRATE", "FAILMIGRATE"):
+            reply = step(world, vm, name)
+            assert reply.success, reply.error
+            assert world.names(world.one, vm) == before
+        world.kvm.migrate_shared(vm, "host01", "host02")
+        reply = step(world, vm, "POSTMIGRATE")
+        assert reply.success, reply.error
+        assert world.names(world.two, vm) == before
+        assert world.kvm.state(vm, "host02") == "running"
+        world.kvm.shutdown(vm, "host02")
+        lines = transfer.move(vm, "host02", "host01")
+        assert world.bed.oned.transfer_mad.run_script(lines).success
+        assert world.names(world.one, vm) == before
+    finally:
+        for name in world.kvm.virsh("host02", "list", "--name").split():
+            world.kvm.virsh("host02", "destroy", name)
+        unshare(world.two, path)
+
+
+def test_the_template_as_a_word_as_older_manuals_have_it(world: World, vm: Vm) -> None:
+    xml = vm.driver_xml(world.bed.cloud.version).encode()
+    line = transfer.migration(vm, "PREMIGRATE", "host01", "host02")
+    word = base64.b64encode(xml).decode()
+    reply = world.bed.oned.transfer_mad.run_line(f"{line} {word}")
+    assert reply.success, reply.error
+    assert world.two.exists(f"{world.directory(vm)}/disk.0.base")
+
+
+@pytest.mark.parametrize("word", ["%%%", base64.b64encode(b"<IMAGE/>").decode(), "a b"])
+def test_nonsense_on_the_command_line(world: World, vm: Vm, word: str) -> None:
+    argv = f"host01 host02 {world.directory(vm)} {vm.id} 102 {word} onestor".split()
+    done = world.bed.frontend.run([f"{REMOTES}/tm/onestor/premigrate", *argv], check=False)
+    assert done.returncode != 0 and done.stderr.count("\n") == 1
