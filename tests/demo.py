@@ -185,7 +185,7 @@ def show(table: Table, bed: Testbed) -> None:
     table.result(time.monotonic() - begin, True, f"{IMAGE}, {size / 2**20:.0f} MB")
 
     table.title("oneimage create: stat, cp, monitor")
-    image = bed.image(IMAGE)
+    image = bed.import_image(IMAGE)
     replica = bed.hosts[-1]
     bed.system.template["REPLICA_HOST"] = replica.name
     cloud.save(bed.system)

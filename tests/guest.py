@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from tests.cluster import Node
+
 SECTOR = 512
 FIRST, RING = 2048, 256  # sectors
 _ORIGIN = 0x7C00  # where the firmware loads the sector and starts
@@ -74,3 +76,14 @@ def read(disk: bytes) -> Count:
     for number in range(max(1, highest - RING + 1), highest + 1):
         expected[number % RING] = number
     return Count(highest, found == expected)
+
+
+def on(node: Node, path: str, image_format: str) -> Count:
+    """How far the guest is by what a disk on a node says, chain and all, running or not."""
+    begin, size = FIRST * SECTOR, RING * SECTOR
+    argv = ["qemu-img", "dd", "-U", "-f", image_format, "-O", "raw", f"bs={SECTOR}"]
+    copy = "/var/tmp/ring"
+    node.run([*argv, f"count={FIRST + RING}", f"if={path}", f"of={copy}"])
+    content = node.read(copy)
+    node.run(["rm", copy])
+    return read(content.ljust(begin + size, b"\0"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from xml.sax.saxutils import escape
 
+from tests import guest
 from tests.cluster import Node, libvirt
 from tests.cluster.wait import wait_until
 from tests.oned.mads import SSH_AUTH_SOCK
@@ -110,10 +110,16 @@ class Kvm:
         words = ["migrate", "--live", "--unsafe", f"one-{vm.id}", self._uri(target)]
         self._on(source, "virsh", "-q", "-c", URI, *words)
 
-    def guest_at_work(self, vm: Vm, host: str, seconds: float = 1.0) -> None:
-        """Let the guest run for a while."""
-        wait_until(lambda: self.state(vm, host) == "running", f"VM {vm.id} runs on {host}")
-        time.sleep(seconds)
+    def guest_at_work(self, vm: Vm, host: str) -> None:
+        """Wait until the guest has written to its first disk again."""
+        wait_until(lambda: self.state(vm, host) == "running", f"VM {vm.id} runs on {host}", 60)
+        disk = vm.disks[0]
+        path, node = f"{self.directory(vm)}/disk.{disk.id}", self.hosts[host]
+        before = guest.on(node, path, disk.attributes["FORMAT"])
+        wait_until(
+            lambda: guest.on(node, path, disk.attributes["FORMAT"]).highest > before.highest,
+            f"the guest of VM {vm.id} writes", 60,
+        )  # fmt: skip
 
     @staticmethod
     def directory(vm: Vm) -> str:

@@ -59,7 +59,7 @@ def expected(image: Image, datastore: int = 101) -> list[str]:
 @pytest.mark.parametrize("sparse", ["YES", "NO"])
 def test_H17_H20_an_import_over_a_bridge(bed: Testbed, on_bridge: Node, sparse: str) -> None:
     bed.images.template["SPARSE"] = sparse
-    image = bed.image(RAW)
+    image = bed.import_image(RAW)
     assert image.state == objects.READY and image.format == "raw"
     assert digest(on_bridge, entry_of(image)) == digest(bed.frontend, RAW)
     assert bed.files(bed.frontend) == {}
@@ -80,7 +80,7 @@ def test_H19_H27_formats_are_found_and_converted_on_the_bridge(
     bed: Testbed, on_bridge: Node
 ) -> None:
     bed.images.template["DRIVER"] = "qcow2"
-    image = bed.image(RAW)
+    image = bed.import_image(RAW)
     assert image.format == "qcow2"
     assert same_content(bed, on_bridge, entry_of(image), "qcow2", RAW)
 
@@ -95,7 +95,7 @@ def test_H20_no_bridge_answers(bed: Testbed) -> None:
 
 def test_H3_H21_STAGING_DIR_on_a_bridge(bed: Testbed, on_bridge: Node) -> None:
     bed.images.template["STAGING_DIR"] = "/var/tmp"
-    image = bed.image(QCOW2)
+    image = bed.import_image(QCOW2)
     assert digest(on_bridge, entry_of(image)) == digest(bed.frontend, QCOW2)
     assert not [name for name in bed.files(on_bridge, "/var/tmp") if ".tmp" in name]
 
@@ -103,7 +103,7 @@ def test_H3_H21_STAGING_DIR_on_a_bridge(bed: Testbed, on_bridge: Node) -> None:
 @pytest.mark.parametrize("form", ["ssh://host02:{}", "ssh://host02{}"])
 def test_a_source_on_another_machine(bed: Testbed, form: str) -> None:
     bed.hosts[1].write("/var/tmp/image", bed.frontend.read(QCOW2))
-    image = bed.image(form.format("/var/tmp/image"))
+    image = bed.import_image(form.format("/var/tmp/image"))
     assert (image.format, image.size) == ("qcow2", 65)
     assert digest(bed.frontend, entry_of(image)) == digest(bed.frontend, QCOW2)
 
@@ -116,7 +116,7 @@ def test_J8_the_rules_for_paths_count_on_other_machines(bed: Testbed) -> None:
 
 def test_a_source_on_another_machine_to_a_bridge(bed: Testbed, on_bridge: Node) -> None:
     bed.hosts[1].write("/var/tmp/image", bed.frontend.read(RAW))
-    image = bed.image("ssh://host02:/var/tmp/image")
+    image = bed.import_image("ssh://host02:/var/tmp/image")
     assert digest(on_bridge, entry_of(image)) == digest(bed.frontend, RAW)
     assert bed.files(bed.frontend) == {}
 
@@ -125,7 +125,7 @@ def test_a_source_on_another_machine_to_a_bridge(bed: Testbed, on_bridge: Node) 
 def test_clone_of_an_image(bed: Testbed, version: str) -> None:
     """Contract section 1.3, traps 2 and 3: what the answer of clone is taken for."""
     bed.use_version(version)
-    image = bed.image(QCOW2)
+    image = bed.import_image(QCOW2)
     copy = bed.oned.clone_image(image)
     assert copy.state == objects.READY, copy.template
     assert (copy.format, re.fullmatch(r"[-a-f0-9]+", copy.source.rpartition("/")[2])) != ("", None)
@@ -137,7 +137,7 @@ def test_clone_of_an_image(bed: Testbed, version: str) -> None:
 def test_H15_clone_into_a_datastore_with_a_DRIVER(bed: Testbed, version: str) -> None:
     """Before 6.6 oned would not get to know the new format: nothing is converted then."""
     bed.use_version(version)
-    image = bed.image(RAW)
+    image = bed.import_image(RAW)
     bed.images.template["DRIVER"] = "qcow2"
     copy = bed.oned.clone_image(image)
     assert copy.format == ("raw" if version == "6.4.0" else "qcow2")
@@ -149,7 +149,7 @@ def test_H18_clone_from_bridge_to_bridge(
     bed: Testbed, on_bridge: Node, second: Datastore, version: str
 ) -> None:
     bed.use_version(version)
-    image = bed.image(RAW)
+    image = bed.import_image(RAW)
     copy = bed.oned.clone_image(image, second)
     assert copy.state == objects.READY, copy.template
     assert digest(bed.hosts[1], entry_of(copy)) == digest(bed.frontend, RAW)
@@ -161,7 +161,7 @@ def test_H18_clone_from_bridge_to_bridge(
 def test_H18_clone_between_bridge_and_front_end(
     bed: Testbed, on_bridge: Node, second: Datastore
 ) -> None:
-    image = bed.image(RAW)
+    image = bed.import_image(RAW)
     del second.template["BRIDGE_LIST"]
     bed.cloud.save(second)
     here = bed.oned.clone_image(image, second)
@@ -186,7 +186,7 @@ def test_A12_after_a_revert_and_a_flattening_clones_have_the_new_content(
         bed.images.template["BRIDGE_LIST"] = "host03"
         bed.cloud.save(bed.images)
     where = bed.hosts[2] if bridge else bed.frontend
-    image = bed.image(SMALL)
+    image = bed.import_image(SMALL)
     clone(bed, image, bed.hosts[0])  # now it is cached
     for number in (0, 123):
         where.write(f"{entry_of(image)}.snap/{number}", f"{number}" * (1 << 20), mode=0o660)
@@ -199,7 +199,7 @@ def test_A12_after_a_revert_and_a_flattening_clones_have_the_new_content(
 
 
 def test_H26_export_on_a_bridge(bed: Testbed, on_bridge: Node) -> None:
-    image = bed.image(QCOW2)
+    image = bed.import_image(QCOW2)
     said = bed.oned.image_action("export", image).result.stdout
     assert f"ssh://host03:{entry_of(image)}" in said
     md5 = on_bridge.run(["md5sum", entry_of(image)]).stdout.split()[0]
@@ -209,7 +209,7 @@ def test_H26_export_on_a_bridge(bed: Testbed, on_bridge: Node) -> None:
 def test_removing_an_image_empties_the_replicas(bed: Testbed) -> None:
     bed.system.template["REPLICA_HOST"] = "host02"
     bed.cloud.save(bed.system)
-    image = bed.image(SMALL)
+    image = bed.import_image(SMALL)
     vm = clone(bed, image, bed.hosts[0])
     assert bed.hosts[1].exists(entry_of(image))
     assert bed.oned.terminate(vm).success

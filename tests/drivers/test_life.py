@@ -29,7 +29,7 @@ VERSIONS = ("6.4.0", "6.6.3", "6.8.0", "6.10.0", "7.4.1")
 def test_life_of_a_vm(bed: Testbed, version: str) -> None:
     bed.use_version(version)
     host = bed.hosts[0]
-    qcow2, raw = bed.image(QCOW2), bed.image(RAW)
+    qcow2, raw = bed.import_image(QCOW2), bed.import_image(RAW)
     assert (qcow2.format, raw.format) == ("qcow2", "raw")
     assert (qcow2.size, raw.size) == (65, 65)  # 64 MiB and 512 bytes, rounded up
     assert os.path.dirname(qcow2.source) == "/var/lib/one//datastores/101"

@@ -34,7 +34,7 @@ def test_newest_packages_in_a_private_environment() -> None:
         versions = dict(line.split("==") for line in listing.lower().split())
         assert int(versions["paramiko"].split(".")[0]) >= 4
         assert int(versions["lxml"].split(".")[0]) >= 6
-        vm = bed.vm(bed.image(f"{SOURCES}/disk.qcow2"), bed.image(f"{SOURCES}/raw.img"))
+        vm = bed.vm(*(bed.import_image(f"{SOURCES}/{name}") for name in ("disk.qcow2", "raw.img")))
         reply = bed.oned.instantiate(vm, "host01", bed.system)
         assert reply.success, reply.error
         host = bed.hosts[0]

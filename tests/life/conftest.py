@@ -53,7 +53,7 @@ class World:
 
     def count(self, node: Node, path: str, image_format: str = "qcow2") -> guest.Count:
         """How far the guest is by what is on its disk."""
-        return guest.read(self.content(node, path, image_format))
+        return guest.on(node, path, image_format)
 
     def names(self, node: Node, vm: Vm) -> set[str]:
         """The files in the VM's directory on a node, but for notes and locks of ours."""

@@ -57,7 +57,7 @@ def foreign_disk(world: World, vm: Vm, tm_mad: str = "ceph") -> None:
 def test_D19_snapshots_of_a_thin_disk_come_along(world: World, vm: Vm) -> None:
     """They need the base, which the hypervisor does not bring."""
     disk, one, two = world.disk(vm), world.one, world.two
-    world.kvm.guest_at_work(vm, "host01", 0.5)
+    world.kvm.guest_at_work(vm, "host01")
     one.run(["mkdir", f"{disk}.snap"])
     one.run(["ln", "-s", "../disk.0.base", f"{disk}.snap/disk.0.base"])
     virtual = str(64 << 20)
