@@ -419,7 +419,7 @@ def test_check_finds_an_outdated_file_with_values_taken_over(site: FrontEnd) -> 
 def test_uninstall_removes_the_file_and_leaves_sshrc(site: FrontEnd) -> None:
     before = site.installed()
     site.run()
-    assert "kept:" not in site.run("--uninstall").stdout
+    assert "kept, " not in site.run("--uninstall").stdout
     assert site.installed() == before
 
 
