@@ -1,0 +1,111 @@
+"""services.migrations and services.backups: what oned and older manuals send."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+
+from onestor_lib.agent.errors import InvalidInput
+from onestor_lib.frontend import config, xml
+from onestor_lib.frontend.actions import tm_context
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import backups, migrations, moving
+
+VM = b"<VM><ID>7</ID><NAME>\xc3\xa9</NAME></VM>"
+WORDS = ["host01", "host02", "/var/lib/one//datastores/102/7", "7", "102"]
+
+
+def request(*more: str, stdin: bytes = base64.b64encode(VM)) -> Request:
+    settings = config.Settings(config.TM_ATTRIBUTES, {})
+    log = Log("premigrate")
+    return Request("tm", "premigrate", [*WORDS, *more], io.BytesIO(stdin), settings, log)
+
+
+def test_the_vm_on_stdin() -> None:
+    step = migrations.read(request())
+    assert (step.source_host, step.target_host, step.vm_id) == ("host01", "host02", 7)
+    assert step.directory == "/var/lib/one/datastores/102/7"
+    assert not step.is_secondary
+    assert step.text.encode() == VM and step.vm.text("NAME") == "é"
+
+
+def test_the_vm_as_a_word() -> None:
+    word = base64.b64encode(VM).decode()
+    assert migrations.read(request(word, stdin=b"")).text.encode() == VM
+    step = migrations.read(request(word, "ceph", stdin=b""))
+    assert step.is_secondary and step.text.encode() == VM
+
+
+def test_D17_another_driver_calls() -> None:
+    assert migrations.read(request("ceph")).is_secondary
+
+
+@pytest.mark.parametrize("more", [("ceph", "ceph"), ("a", "b", "c"), ("%%", "ceph")])
+def test_words_nobody_sends(more: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidInput):
+        migrations.read(request(*more))
+
+
+@pytest.mark.parametrize("stdin", [b"%%%", b"abc", base64.b64encode(b"no XML")])
+def test_stdin_that_is_no_vm(stdin: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        migrations.read(request(stdin=stdin))
+
+
+@pytest.mark.parametrize(
+    ("disk", "is_own"),
+    [
+        ("<IMAGE_ID>1</IMAGE_ID><CLONE_TARGET>SYSTEM</CLONE_TARGET>", True),
+        ("<IMAGE_ID>1</IMAGE_ID><CLONE_TARGET>SELF</CLONE_TARGET>", False),
+        ("<IMAGE_ID>1</IMAGE_ID><CLONE>NO</CLONE><LN_TARGET>NONE</LN_TARGET>", False),
+        ("<IMAGE_ID>1</IMAGE_ID><CLONE>NO</CLONE><LN_TARGET>SYSTEM</LN_TARGET>", True),
+        ("<TYPE>fs</TYPE>", True),
+        ("<TYPE>swap</TYPE>", True),
+        ("<TYPE>FILESYSTEM</TYPE><IMAGE_ID>1</IMAGE_ID>", False),
+    ],
+)
+def test_which_disks_lie_in_the_directory(disk: str, is_own: bool) -> None:
+    text = f"<VM><TEMPLATE><DISK><DISK_ID>3</DISK_ID>{disk}</DISK></TEMPLATE></VM>"
+    vm = xml.parse(text.encode(), "the VM")
+    assert moving.own_disks(vm) == (["disk.3"] if is_own else [])
+
+
+def test_only_our_own_driver_gets_another_name() -> None:
+    disks = "".join(f"<DISK><TM_MAD>{name}</TM_MAD></DISK>" for name in ("onestor", "ceph"))
+    vm = xml.parse(f"<VM><TEMPLATE>{disks}</TEMPLATE></VM>".encode(), "the VM")
+    expected = disks.replace("onestor", "ssh")
+    assert backups.renamed(vm) == f"<VM><TEMPLATE>{expected}</TEMPLATE></VM>".encode()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["/v/context.sh"], {"context.sh": "/v/context.sh"}),
+        (["/v//c.sh", "/d/a:'init.sh'"], {"c.sh": "/v/c.sh", "init.sh": "/d/a"}),
+        (["/d/a:'my", "own", "file'", "/d/b"], {"my own file": "/d/a", "b": "/d/b"}),
+        (["/d/a:'x:y'"], {"x:y": "/d/a"}),
+    ],
+)
+def test_trap16_files_of_a_context(words: list[str], expected: dict[str, str]) -> None:
+    assert tm_context._named(words) == expected
+
+
+def test_a_script_is_looked_for_where_the_drivers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onestor_lib.agent.errors import Missing
+    from onestor_lib.frontend import boundary
+    from onestor_lib.frontend.services import scripts
+
+    monkeypatch.setattr(boundary, "remotes_directory", lambda: tmp_path)
+    with pytest.raises(Missing, match="tm/ssh/prebackup"):
+        scripts.find("ssh", "prebackup", "back up")
+    script = tmp_path / "tm/ssh/prebackup"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    assert scripts.find("ssh", "prebackup", "back up") == script
