@@ -17,7 +17,6 @@ FIRST, RING = 2048, 256  # sectors
 _ORIGIN = 0x7C00  # where the firmware loads the sector and starts
 _DRIVE, _COUNTER, _REQUEST = 0x7D00, 0x7D04, 0x7D10  # addresses in the sector
 _BUFFER = 0x8000
-_PAUSE = 2000  # microseconds between two writes
 
 
 def _word(value: int) -> bytes:
@@ -46,7 +45,7 @@ def boot_sector() -> bytes:
             b"\x66\xa3" + _word(_REQUEST + 8),  # mov [request.sector], eax
             b"\xb8\x00\x43\x8a\x16" + _word(_DRIVE),  # mov ax, 0x4300; mov dl, [drive]
             b"\xbe" + _word(_REQUEST) + b"\xcd\x13",  # mov si, request; int 0x13: write
-            b"\xb4\x86\x31\xc9\xba" + _word(_PAUSE) + b"\xcd\x15",  # int 0x15: wait
+            b"\xf4",  # hlt: until the timer ticks, 18 times a second
         ]
     )
     code = begin + loop + b"\xeb" + struct.pack("b", -len(loop) - 2)
