@@ -24,10 +24,11 @@ from tests.oned.reply import Reply
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed, running_testbed
 
 SOURCES = "/var/tmp"
-# What make_sources() puts there.
+# What make_sources() puts there. Where size does not matter the medium ones spare a test seconds.
 RAW, QCOW2, SMALL, BIG = (
     f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img", "big.img")
 )
+MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,11 @@ with open("raw.img", "wb") as image:
     image.seek(40 << 20)
     image.write(noise((1 << 20) + 512))
     image.truncate((64 << 20) + 512)
+with open("medium.img", "wb") as image:
+    image.write(noise(1 << 20))
+    image.seek(5 << 20)
+    image.write(noise(1 << 20))
+    image.truncate(8 << 20)
 with open("small.img", "wb") as image:
     image.write(noise(1 << 20))
 with open("big.img", "wb") as image:
@@ -69,6 +75,7 @@ with open("big.img", "wb") as image:
     frontend.run(["/usr/bin/python3", "-c", script])
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2"]
     frontend.run([*convert, f"{SOURCES}/raw.img", f"{SOURCES}/disk.qcow2"])
+    frontend.run([*convert, MEDIUM, MEDIUM_QCOW2])
 
 
 def digest(node: Node, path: str) -> str:

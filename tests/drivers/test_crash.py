@@ -215,7 +215,7 @@ def test_K18_cp_after_a_crash(bed: Testbed, point: str) -> None:
     for name in final:
         assert digest(bed.frontend, f"{DATASTORES}/{name}") == digest(bed.frontend, RAW)
     bed.environment()
-    again = bed.image(RAW)
+    again = bed.import_image(RAW)
     assert digest(bed.frontend, again.source) == digest(bed.frontend, RAW)
     wait_until(lambda: bed.leftovers() == [], "nothing is left")
 

@@ -131,7 +131,7 @@ def test_trap_12_kernel_and_initrd(bed: Testbed) -> None:
 
 def test_cdrom_is_taken_and_brought_as_it_is(bed: Testbed) -> None:
     # A CDROM image whose content looks like qcow2 stays raw and untouched.
-    image = bed.image(QCOW2, type=objects.CDROM)
+    image = bed.import_image(QCOW2, type=objects.CDROM)
     assert image.format == "raw"
     vm = bed.vm(image)
     assert bed.oned.instantiate(vm, "host01", bed.system).success
@@ -197,12 +197,12 @@ def test_H15_H27_conversion_to_the_datastores_driver(
 ) -> None:
     bed.images.template["DRIVER"] = driver
     bed.cloud.save(bed.images)
-    image = bed.image(source)
+    image = bed.import_image(source)
     assert image.format == driver
     assert same_content(bed, bed.frontend, image.source, driver, source)
     bed.images.template["CONVERT"] = "no"
     bed.cloud.save(bed.images)
-    assert bed.image(source).format != driver
+    assert bed.import_image(source).format != driver
 
 
 def test_E_delete_is_repeatable(bed: Testbed) -> None:

@@ -12,8 +12,8 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
-    QCOW2,
-    RAW,
+    MEDIUM,
+    MEDIUM_QCOW2,
     clone,
     configure_system,
     entry_of,
@@ -56,7 +56,7 @@ def tree(node: Node, directory: str) -> dict[str, tuple[str, int, str]]:
 def vm(bed: Testbed) -> Iterator[Vm]:
     """A VM on host01 that is powered off: a thin disk with snapshots, a persistent raw one, an
     empty one, and what else lies in such a directory."""
-    thin, kept = bed.image(QCOW2), bed.image(RAW, persistent=True)
+    thin, kept = bed.image(MEDIUM_QCOW2), bed.image(MEDIUM, persistent=True)
     disks = [bed.cloud.image_disk(thin), bed.cloud.image_disk(kept), bed.cloud.volatile_disk(4)]
     vm = bed.cloud.add_vm(disks=disks)
     reply = bed.oned.instantiate(vm, "host01", bed.system)
@@ -371,6 +371,7 @@ def test_D8_a_link_that_breaks_half_way(bed: Testbed, vm: Vm, cut: str) -> None:
         reply = script.wait()
     bed.hosts[1].unlimit_rate()
     assert not reply.success
+    wait_until(lambda: not agents_at_work(bed), "both agents have ended", 120)
     assert tree(bed.hosts[0], directory) == before
     wait_until(lambda: vm_files(bed, bed.hosts[1]) == {}, "nothing is left at the target", 120)
     assert repeat(bed, vm).success
@@ -400,7 +401,7 @@ def test_D8_K18_mv_after_a_crash(bed: Testbed, vm: Vm, point: str) -> None:
     assert reply.success, reply.error
     assert tree(bed.hosts[1], directory) == before
     assert not bed.hosts[0].exists(directory)
-    assert same_content(bed, bed.hosts[1], f"{directory}/disk.1", "raw", RAW)
+    assert same_content(bed, bed.hosts[1], f"{directory}/disk.1", "raw", MEDIUM)
     wait_until(lambda: bed.leftovers() == [], "nothing is left")
 
 

@@ -8,7 +8,16 @@ import pytest
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import QCOW2, RAW, bridged, digest, program_before, vm_files
+from tests.drivers.conftest import (
+    MEDIUM,
+    MEDIUM_QCOW2,
+    QCOW2,
+    RAW,
+    bridged,
+    digest,
+    program_before,
+    vm_files,
+)
 from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import READY, Image, Vm
@@ -61,7 +70,7 @@ def image_files(bed: Testbed, image: Image, node: Node | None = None) -> set[str
     return {found for found in files if name in found}
 
 
-@pytest.mark.parametrize("source", [RAW, QCOW2])
+@pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
 def test_E6_L6_a_persistent_disk_goes_back_with_its_snapshots(bed: Testbed, source: str) -> None:
     image = bed.image(source, persistent=True)
     image_format, host = image.format, bed.hosts[0]
@@ -102,7 +111,7 @@ def test_E6_L6_a_persistent_disk_goes_back_with_its_snapshots(bed: Testbed, sour
 
 
 def test_L13_a_disk_nobody_can_account_for_leaves_the_image_alone(bed: Testbed) -> None:
-    image = bed.image(RAW, persistent=True)
+    image = bed.image(MEDIUM, persistent=True)
     vm = running(bed, image)
     before = digest(bed.frontend, image.source)
     bed.hosts[0].run(["rm", bed.disk_path(vm)])
@@ -112,7 +121,7 @@ def test_L13_a_disk_nobody_can_account_for_leaves_the_image_alone(bed: Testbed) 
     assert digest(bed.frontend, image.source) == before
 
 
-def recovery_layout(host: Node, disk: str) -> None:
+def recovery_layout(host: Node, disk: str, size: str = "8M") -> None:
     """As the ssh driver's recovery snapshots leave a qcow2 disk (contract section 6.1)."""
     snap = f"{disk}.snap"
     name = os.path.basename(snap)
@@ -120,13 +129,13 @@ def recovery_layout(host: Node, disk: str) -> None:
     host.run(["ln", "-s", ".", f"{snap}/{name}"])
     host.run(["mv", disk, f"{snap}/base"])
     options = ["-b", f"{name}/base", "-F", "qcow2", f"{snap}/base.1"]
-    host.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", *options, "67109376"])
+    host.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", *options, size])
     host.run(["ln", "-s", f"{name}/base.1", disk])
 
 
 @pytest.mark.parametrize("snapshots", [False, True])
 def test_E2_E3_L11_the_recovery_layout_becomes_one_file(bed: Testbed, snapshots: bool) -> None:
-    image = bed.image(QCOW2, persistent=True)
+    image = bed.image(MEDIUM_QCOW2, persistent=True)
     vm = running(bed, image)
     host, disk = bed.hosts[0], bed.disk_path(vm)
     recovery_layout(host, disk)
@@ -161,7 +170,7 @@ def test_E1_E5_no_room_to_flatten_harms_nothing(bed: Testbed) -> None:
         image = bed.image(QCOW2, persistent=True)
         vm = running(bed, image)
         disk = bed.disk_path(vm)
-        recovery_layout(host, disk)
+        recovery_layout(host, disk, "67109376")
         write(host, disk, "qcow2", 5)
 
         def contents() -> dict[str, str]:
@@ -185,7 +194,7 @@ def test_E1_E5_no_room_to_flatten_harms_nothing(bed: Testbed) -> None:
 
 @pytest.mark.parametrize("program", ["qemu-img", "python3"])
 def test_E5_K1_each_program_that_fails_leaves_all_as_it_was(bed: Testbed, program: str) -> None:
-    image = bed.image(QCOW2, persistent=True)
+    image = bed.image(MEDIUM_QCOW2, persistent=True)
     vm = running(bed, image)
     host, disk = bed.hosts[0], bed.disk_path(vm)
     recovery_layout(host, disk)
@@ -225,7 +234,7 @@ def test_E4_a_full_image_datastore_keeps_the_old_image(bed: Testbed) -> None:
 @pytest.mark.parametrize("point", crashpoints.names("tm.mvds"))
 def test_E4_E5_A13_mvds_after_a_crash(bed: Testbed, point: str) -> None:
     """The image is the old or the new one and never in between; a repeat finishes the work."""
-    image = bed.image(RAW, persistent=True)
+    image = bed.image(MEDIUM, persistent=True)
     vm = running(bed, image)
     host, disk = bed.hosts[0], bed.disk_path(vm)
     bed.frontend.run(["mkdir", f"{image.source}.snap"])
@@ -263,7 +272,7 @@ def test_E4_E5_A13_mvds_after_a_crash(bed: Testbed, point: str) -> None:
     wait_until(lambda: bed.leftovers() == [], "nothing is left")
 
 
-@pytest.mark.parametrize("source", [RAW, QCOW2])
+@pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
 @pytest.mark.parametrize("where", ["host", "front-end"])
 def test_E12_C10_cpds_makes_a_complete_image(bed: Testbed, source: str, where: str) -> None:
     """Of a raw disk, and of an overlay on the host's cache; also once the VM is stopped."""
@@ -288,7 +297,7 @@ def test_E12_C10_cpds_makes_a_complete_image(bed: Testbed, source: str, where: s
 @pytest.mark.parametrize("snapshot", IDS)
 def test_E9_cpds_of_a_snapshot(bed: Testbed, snapshot: str) -> None:
     """An overlay's snapshots are overlays on the same base (docs/design.md, section 4)."""
-    vm = running(bed, bed.image(QCOW2))
+    vm = running(bed, bed.image(MEDIUM_QCOW2))
     host, disk = bed.hosts[0], bed.disk_path(vm)
     host.run(["mkdir", f"{disk}.snap"])
     host.run(["ln", "-s", "../disk.0.base", f"{disk}.snap/disk.0.base"])
@@ -304,7 +313,7 @@ def test_E9_cpds_of_a_snapshot(bed: Testbed, snapshot: str) -> None:
 
 
 def test_E13_a_snapshot_that_is_not_there(bed: Testbed) -> None:
-    vm = running(bed, bed.image(QCOW2))
+    vm = running(bed, bed.image(MEDIUM_QCOW2))
     before = bed.files(bed.frontend)
     saved = Life(bed.oned).save_as(vm, vm.disks[0], 5)
     assert saved.state == objects.IMAGE_ERROR
@@ -315,7 +324,7 @@ def test_E13_a_snapshot_that_is_not_there(bed: Testbed) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("point", crashpoints.names("tm.cpds"))
 def test_E4_E13_cpds_after_a_crash(bed: Testbed, point: str) -> None:
-    vm = running(bed, bed.image(QCOW2))
+    vm = running(bed, bed.image(MEDIUM_QCOW2))
     host, disk = bed.hosts[0], bed.disk_path(vm)
     write(host, disk, "qcow2", 42)
     before, seen = digest(host, disk), content(host, disk, "qcow2")
@@ -336,7 +345,7 @@ def test_E4_E13_cpds_after_a_crash(bed: Testbed, point: str) -> None:
 
 
 def test_E14_back_to_the_bridge_host_that_answers(bed: Testbed) -> None:
-    image = bed.image(RAW, persistent=True)
+    image = bed.image(MEDIUM, persistent=True)
     bridge = bridged(bed, image, bed.hosts[2], "host02", "host03")
     for file in ("tm/onestor/onestorrc", "datastore/onestor/onestor.conf"):
         bed.configure('CONNECT_TIMEOUT="2"\n', file)
@@ -348,7 +357,7 @@ def test_E14_back_to_the_bridge_host_that_answers(bed: Testbed) -> None:
         reply = bring_back(bed, vm)
         assert reply.success, reply.error
         assert digest(bridge, image.source) == now
-        thin = running(bed, bed.image(QCOW2), "host01")
+        thin = running(bed, bed.image(MEDIUM_QCOW2), "host01")
         saved = Life(bed.oned).save_as(thin, thin.disks[0])
         assert saved.state == READY, saved.template
     finally:
@@ -363,7 +372,7 @@ def test_E14_back_to_the_bridge_host_that_answers(bed: Testbed) -> None:
 def test_J5_nothing_is_written_outside_the_datastore(
     bed: Testbed, action: str, source: str
 ) -> None:
-    image = bed.image(RAW, persistent=True)
+    image = bed.image(MEDIUM, persistent=True)
     vm = running(bed, image)
     place = f"host01:{bed.disk_path(vm)}"
     path = source.format(base=f"{DATASTORES}/101")

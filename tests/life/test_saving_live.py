@@ -78,7 +78,7 @@ def test_E10_another_block_job_is_waited_for(world: World, vm: Vm) -> None:
     copy = copy_target(world)
     script = (
         f"virsh -q -c qemu:///system blockcopy one-{vm.id} vda --dest {copy} --format qcow2"
-        " --reuse-external --transient-job --wait --finish --bytes --bandwidth 1500000"
+        " --reuse-external --transient-job --wait --finish --bytes --bandwidth 6000000"
     )
     with world.one.popen(["sh", "-c", script]) as job:
         wait_until(lambda: "mirror" in world.kvm.virsh("host01", "dumpxml", f"one-{vm.id}"), "job")
