@@ -514,12 +514,12 @@ def test_the_frontend_can_be_killed_and_started(fe: Node) -> None:
 
 def test_a_limited_rate_holds_in_both_directions(fe: Node, host: Node) -> None:
     size = 4 * MEGABYTE
-    least = size * 8 / 16e6 * 0.75  # seconds at 16 Mbit/s, less what the buckets let through
+    least = size * 8 / 6e6 * 0.75  # seconds at 6 Mbit/s, less what the buckets let through
     received = host.bytes_received()
     unlimited = seconds_to_send(fe, host, size)
     assert size < host.bytes_received() - received < size * 1.2
 
-    host.limit_rate(16)
+    host.limit_rate(6)
     assert least < seconds_to_send(fe, host, size)
     sent = host.bytes_sent()
     started = time.monotonic()
