@@ -14,6 +14,7 @@ from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
     MEDIUM,
     MEDIUM_QCOW2,
+    agents,
     clone,
     configure_system,
     entry_of,
@@ -405,8 +406,8 @@ def test_D8_K18_mv_after_a_crash(bed: Testbed, vm: Vm, point: str) -> None:
     wait_until(lambda: bed.leftovers() == [], "nothing is left")
 
 
-def agents_at_work(bed: Testbed) -> list[str]:
-    return [name for name in bed.leftovers() if "onestor_bootstrap" in name]
+def agents_at_work(bed: Testbed) -> list[int]:
+    return [pid for node in bed.cluster.nodes for pid in agents(node)]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
-
 from tests.life.conftest import MB, SOURCES, World
-from tests.oned import objects
-from tests.oned.objects import DONE, READY, RUNNING, Vm
+from tests.oned.objects import DONE, READY, Vm
 
 
 def digests(world: World, node: str, vm: Vm) -> dict[int, str]:
@@ -22,7 +19,7 @@ def digests(world: World, node: str, vm: Vm) -> dict[int, str]:
     return found
 
 
-def test_L4_D21_the_recorded_life_of_a_vm(world: World) -> None:
+def test_L3_L4_D14_D21_the_recorded_life_of_a_vm(world: World) -> None:
     """Each step of the recordings; what the guest has written is there behind each of them."""
     bed, life, kvm = world.bed, world.life, world.kvm
     thin = world.image()
@@ -47,8 +44,8 @@ def test_L4_D21_the_recorded_life_of_a_vm(world: World) -> None:
 
     assert life.live_migrate(vm, "host02").success
     assert life.after.success
-    assert world.names(world.one, vm) == set()
-    kvm.guest_at_work(vm, "host02")
+    assert kvm.state(vm, "host02") == "running" and world.names(world.one, vm) == set()
+    kvm.guest_at_work(vm, "host02")  # and goes on
 
     answer = life.migrate(vm, "host01")
     assert answer.success, answer
@@ -91,24 +88,3 @@ def test_L4_D21_the_recorded_life_of_a_vm(world: World) -> None:
     assert hashlib.sha256(bed.frontend.read(kept.source)).hexdigest() == before[1]
     for node in bed.hosts:
         assert not [name for name in bed.files(node) if name.startswith(f"102/{vm.id}/")]
-
-
-@pytest.mark.parametrize("version", ["6.10.0"])
-def test_L3_D14_live_migration_with_all_kinds_of_disks(world: World, version: str) -> None:
-    """A guest that writes goes on; everything is on the target, the source is clean."""
-    bed = world.bed
-    bed.use_version(version)
-    raw = bed.image(f"{SOURCES}/guest.raw", persistent=True)
-    vm = bed.vm(world.image(), raw)
-    assert world.life.instantiate(vm, "host01", bed.system).success
-    world.kvm.guest_at_work(vm, "host01")
-    answer = world.life.live_migrate(vm, "host02")
-    assert answer.success, answer
-    assert world.life.after.success, world.life.after
-    assert world.kvm.state(vm, "host02") == "running"
-    assert world.names(world.one, vm) == set()
-    before = world.count(world.two, world.disk(vm))
-    world.kvm.guest_at_work(vm, "host02")
-    after = world.count(world.two, world.disk(vm))
-    assert after.highest > before.highest and after.is_one_moment
-    assert vm.lcm_state == RUNNING and vm.state == objects.ACTIVE

@@ -223,7 +223,7 @@ def test_J1_J2_J4_whatever_a_message_says(fe: FrontEnd, oned: Oned, action: str)
     fe.log.touch()
     before = _files(fe)
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(st.sampled_from(ELEMENTS), HOSTILE, max_size=6))
     def tried(changes: dict[str, str]) -> None:
         image = draw(fe.images / "0a1b", "B")
