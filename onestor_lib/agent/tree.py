@@ -17,7 +17,6 @@ from onestor_lib.agent.errors import InvalidInput, NotAllowed
 
 DIRECTORY, FILE, LINK, SAME = "directory", "file", "link", "same"
 
-_MARKER = re.compile(r"\.onestor-[0-9a-f]{32}\.marker")
 _LOCK = re.compile(r"\..+\.lock")
 _BASE = re.compile(r"(disk\.[0-9]+)\.base")
 _STEP = "read the VM's directory"
@@ -62,8 +61,8 @@ def from_json(facts: list[Any]) -> list[Item]:
 
 
 def marker_name() -> str:
-    """A new name for a file that tells whether two directories are one."""
-    return f".onestor-{os.urandom(16).hex()}.marker"
+    """A new name for a file that tells whether two directories are one; a temporary of ours."""
+    return publish.temporary_name("marker")
 
 
 def listing(directory: Path) -> list[Item]:
@@ -102,7 +101,7 @@ def _list(
 
 
 def _stays(name: str) -> bool:
-    return bool(publish.is_temporary(name) or _LOCK.fullmatch(name) or _MARKER.fullmatch(name))
+    return bool(publish.is_temporary(name) or _LOCK.fullmatch(name))
 
 
 def _base_of(directory: Path, path: str) -> dict[str, str] | None:

@@ -307,7 +307,7 @@ def watching(node: Node) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize("source", [QCOW2, SMALL])
+@pytest.mark.parametrize("source", [QCOW2])
 def test_B1_B4_B11_an_evictor_that_never_rests(bed: Testbed, source: str) -> None:
     """It evicts all it can, on host and replica, while clones come and go: none fails."""
     configure_system(

@@ -283,6 +283,7 @@ def _send(
 @contextlib.contextmanager
 def _marked(directory: Path) -> Iterator[str]:
     """A new file in the directory for the block; its name, "" when there is no directory."""
+    publish.sweep(directory)
     marker = tree.marker_name()
     try:
         fd = os.open(directory / marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
