@@ -17,7 +17,6 @@ from tests.drivers.conftest import (
     BIG,
     CALL_ENVIRONMENT,
     QCOW2,
-    SMALL,
     SOURCES,
     agent_call,
     agent_call_argv,
