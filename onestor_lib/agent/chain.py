@@ -7,9 +7,11 @@ snapshots, or of the datastores, by what an image may rightly be made of.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +103,11 @@ def layers(file: Path, image_format: str, *, within: Path, step: str) -> list[La
     return found
 
 
+def allocated(found: list[Layer]) -> int:
+    """The bytes that the files of a chain take on their disks: a flat copy takes no more."""
+    return sum(layer.path.stat().st_blocks * 512 for layer in found)
+
+
 def require_regular(file: Path, *, step: str) -> None:
     """Raise :class:`Missing` or :class:`InvalidInput` unless ``file`` is a regular file."""
     try:
@@ -147,12 +154,17 @@ def flatten(
             allocate=False, step=step, timeout=timeout, below=found[1:],
         )  # fmt: skip
         return
-    reading = os.open(top.path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        writing = os.open(target, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            extents.copy_file(reading, writing, sparse=True, step=step, path=str(top.path))
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
+    extents.copy_path(top.path, target, sparse=True, step=step)
+
+
+def users(file: Path, among: Iterable[Path], image_format: str, *, step: str) -> list[Path]:
+    """Those of the files ``among`` that have ``file`` as their backing file.
+
+    What is no image of that format has none.
+    """
+    using = []
+    for each in among:
+        with contextlib.suppress(InvalidInput):
+            if backing(each, image_format, step=step) == file:
+                using.append(each)
+    return using

@@ -258,6 +258,7 @@ def _xz_index(index: bytes) -> tuple[int, int]:
 def _by_library(kind: str, blocks: Iterator[bytes], step: str) -> Iterator[bytes]:
     new, failures = _library(kind)
     current: Any = None
+    missing = CHUNK  # bytes up to the end of a chunk: whole ones need not be put together
     for block in blocks:
         while True:
             if current is None:
@@ -266,11 +267,12 @@ def _by_library(kind: str, blocks: Iterator[bytes], step: str) -> Iterator[bytes
                     break
                 current = new()
             try:
-                plain = current.decompress(block, CHUNK)
+                plain = current.decompress(block, missing)
             except failures as error:
                 raise TransferFailed(step, f"the {kind} data is damaged: {error}") from None
             block = b""
             if plain:
+                missing = missing - len(plain) or CHUNK
                 yield plain
             if current.eof:
                 block, current = current.unused_data, None

@@ -23,6 +23,8 @@ _IMPORTING = ("datastore.cp",)
 # as an overlay on a base.
 _MOVING = ("tm.mv",)
 _SAVING = ("tm.mvds", "tm.cpds")
+_SNAPSHOT = ("tm.snap_create", "tm.snap_create_live")
+_REVERT = ("tm.snap_revert",)
 
 POINTS: dict[str, tuple[str, ...]] = {
     "room.made": _CLONING,
@@ -40,11 +42,11 @@ POINTS: dict[str, tuple[str, ...]] = {
     "place.recorded": _PLACING,
     "place.snapshots": ("tm.ln",),
     "place.based": _THIN,
-    "publish.created": (*_PLACING, *_IMPORTING, *_SAVING),
-    "publish.synced": (*_PLACING, *_IMPORTING, *_SAVING),
-    "publish.linked": (*_PLACING, *_IMPORTING, *_SAVING),
-    "publish.renamed": (*_PLACING, *_SAVING),
-    "publish.done": (*_PLACING, *_IMPORTING, *_SAVING),
+    "publish.created": (*_PLACING, *_IMPORTING, *_SAVING, *_SNAPSHOT, *_REVERT),
+    "publish.synced": (*_PLACING, *_IMPORTING, *_SAVING, *_SNAPSHOT, *_REVERT),
+    "publish.linked": (*_PLACING, *_IMPORTING, *_SAVING, *_SNAPSHOT),
+    "publish.renamed": (*_PLACING, *_SAVING, *_REVERT),
+    "publish.done": (*_PLACING, *_IMPORTING, *_SAVING, *_SNAPSHOT, *_REVERT),
     "send.started": (*_PLACING, *_SAVING),
     "send.half": (*_PLACING, *_MOVING, *_SAVING),
     "send.ended": (*_PLACING, *_SAVING),
@@ -69,6 +71,10 @@ POINTS: dict[str, tuple[str, ...]] = {
     "replace.forgotten": _SAVING,
     "replace.snapshots": _SAVING,
     "replace.image": _SAVING,
+    "snapshot.copied": _SNAPSHOT,
+    "snapshot.aside": _SNAPSHOT,
+    "snapshot.removed": ("tm.snap_delete",),
+    "revert.copied": _REVERT,
     "delete.renamed": ("tm.delete", *_MOVING, *_SAVING),
     "delete.removed": ("tm.delete", *_MOVING),
     "delete.disk": ("tm.delete",),

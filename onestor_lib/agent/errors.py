@@ -152,9 +152,9 @@ def from_os_error(step: str, error: OSError, *, path: str = "") -> OnestorError:
 
 
 def to_json(error: OnestorError) -> dict[str, str]:
-    """The facts of an error, to be sent to the front-end."""
+    """The facts of an error, to be sent to the front-end: its class is one that is known there."""
     return {
-        "type": type(error).__name__,
+        "type": next(cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _CLASSES),
         "step": error.step,
         "cause": error.cause,
         "host": error.host,

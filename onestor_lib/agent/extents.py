@@ -6,6 +6,7 @@ blocks: some file systems report none for fresh data (known failure A22).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -99,6 +100,22 @@ def copy_file(source: int, target: int, *, sparse: bool, step: str, path: str) -
     if not unchanged or copied != before.st_size:
         raise TransferFailed(step, "the file was changed while it was copied", path=path)
     return copied
+
+
+@contextlib.contextmanager
+def opened(file: Path, *, write: bool = False) -> Iterator[int]:
+    """The descriptor of a file, no link, that is there."""
+    fd = os.open(file, (os.O_RDWR if write else os.O_RDONLY) | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def copy_path(source: Path, target: Path, *, sparse: bool, step: str) -> int:
+    """:func:`copy_file` of ``source`` to the existing file ``target``; its size."""
+    with opened(source) as reading, opened(target, write=True) as writing:
+        return copy_file(reading, writing, sparse=sparse, step=step, path=str(source))
 
 
 def allocate(fd: int, size: int) -> None:

@@ -122,7 +122,7 @@ class FileTarget:
     def take(self, index: int, block: bytes) -> None:
         self._digests.take(index, block)
         if not self._is_written:
-            self._work.submit(extents.write_data, self._fd, index * CHUNK, block)
+            self._work.write(extents.write_data, self._fd, index * CHUNK, block)
 
     def finish(self, size: int) -> Manifest:
         found = self._digests.finish(size)
@@ -186,7 +186,7 @@ def receive(pipe: frames.Pipe, fd: int, *, stall: float, path: str) -> Manifest:
         return TransferFailed("receive", cause, path=path)
 
     try:
-        with transfer.Pipeline(2) as work:
+        with transfer.Pipeline(1) as work:
             target = FileTarget(fd, work)
             while True:
                 kind, offset, data = frames.read(pipe, stall)
@@ -228,7 +228,7 @@ def into_file(
         shared = _share(source, fd, asked)
         if not shared:
             space.require(temporary.parent, needed)
-        with transfer.Pipeline(2) as work:
+        with transfer.Pipeline(1) as work:
             target = FileTarget(fd, work, is_written=shared)
             found = take_in(source, target, asked, on_progress)
         return found, transfer.sealed(fd)
@@ -289,41 +289,39 @@ class _Cutter:
     def __init__(self, target: Target) -> None:
         self.size = 0  # bytes so far
         self._target = target
-        self._rest = bytearray()  # of the chunk that is not whole yet
+        self._parts: list[bytes] = []  # of the chunk that is not whole yet
+        self._length = 0  # of those
 
     def add(self, piece: Piece) -> None:
         if isinstance(piece, Zeros):
             self._add_zeros(int(piece))
-        elif not self._rest and len(piece) == CHUNK:
-            self._give(piece)
-        else:
-            self._rest += piece
-            self._cut()
+            return
+        view = memoryview(piece)
+        while self._length + len(view) >= CHUNK:
+            missing = CHUNK - self._length
+            self._parts.append(bytes(view[:missing]) if missing < len(piece) else piece)
+            view = view[missing:]
+            self.end()
+        if view:
+            self._parts.append(bytes(view) if len(view) < len(piece) else piece)
+            self._length += len(view)
 
     def end(self) -> None:
         """The rest is the last chunk."""
-        if self._rest:
-            self._give(bytes(self._rest))
-            self._rest.clear()
+        if self._parts:
+            block = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts, self._length = [], 0
+            self._target.take(self.size // CHUNK, block)
+            self.size += len(block)
 
     def _add_zeros(self, count: int) -> None:
-        if self._rest:
-            padding = min(count, CHUNK - len(self._rest))
-            self._rest += _ZEROS[:padding]
+        if self._length:
+            padding = min(count, CHUNK - self._length)
+            self.add(_ZEROS[:padding])
             count -= padding
-            self._cut()
         whole = count // CHUNK * CHUNK
         self.size += whole
-        self._rest += _ZEROS[: count - whole]
-
-    def _cut(self) -> None:
-        while len(self._rest) >= CHUNK:
-            self._give(bytes(self._rest[:CHUNK]))
-            del self._rest[:CHUNK]
-
-    def _give(self, block: bytes) -> None:
-        self._target.take(self.size // CHUNK, block)
-        self.size += len(block)
+        self.add(_ZEROS[: count - whole])
 
 
 class _Count:

@@ -140,15 +140,7 @@ def _copy_cached(cached: Path, temporary: Path, size: int) -> None:
     """Copy an image of this machine's cache, sharing its blocks where the file system can."""
     step = "copy from the cache"
     try:
-        source = os.open(cached, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                copied = extents.copy_file(source, target, sparse=True, step=step, path=str(cached))
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
+        copied = extents.copy_path(cached, temporary, sparse=True, step=step)
     except OSError as error:
         raise from_os_error(step, error, path=str(temporary)) from error
     if copied != size:

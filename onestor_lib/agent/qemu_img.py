@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,45 @@ from onestor_lib.agent.errors import CommandFailed, NotAllowed
 
 QEMU_IMG = "qemu-img"
 QUICK = 60.0  # seconds for work on metadata
+_FLOCK = struct.Struct("hhxxxxqqixxxx")  # struct flock of fcntl(2), 64 bits
+_F_OFD_GETLK = 36
+_WRITER = 101  # the byte that whoever writes to an image has locked
+
+
+class InUse(CommandFailed):
+    """A running VM has the image open."""
+
+
+def require_unused(path: Path, *, step: str) -> None:
+    """Raise :class:`InUse` when a program of qemu has the image open for writing.
+
+    Such a program holds a lock on one byte of the file, whatever the format (block/file-posix.c of
+    qemu: RAW_LOCK_PERM_BASE, BLK_PERM_WRITE); looking takes no lock and starts nothing.
+    """
+    with path.open("rb") as file:
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _WRITER, 1, 0)
+        found = fcntl.fcntl(file, _F_OFD_GETLK, wanted)
+    if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
+        raise InUse(step, "a running VM uses it", path=str(path))
+
+
+def bitmaps(path: Path, *, step: str) -> list[str]:
+    """The names of the bitmaps in a qcow2 image that no VM uses: they are for backups.
+
+    Raises :class:`CommandFailed` when it is no whole image.
+    """
+    facts = _info(str(path), "qcow2", step, str(path))
+    try:
+        found = facts.get("format-specific", {}).get("data", {}).get("bitmaps", [])
+        return [str(bitmap["name"]) for bitmap in found]
+    except (KeyError, TypeError, AttributeError):
+        raise CommandFailed(step, "qemu-img info gave no bitmaps", path=str(path)) from None
+
+
+def remove_bitmap(path: Path, name: str, *, step: str) -> None:
+    """Remove a bitmap from a qcow2 image."""
+    argv = [QEMU_IMG, "bitmap", "--remove", "-f", "qcow2", "--", str(path), name]
+    process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
 
 
 def virtual_size(path: Path, image_format: str, *, step: str) -> int:
@@ -30,20 +72,33 @@ def virtual_size_of_open(fd: int, image_format: str, *, step: str, path: str) ->
 def _size(
     file: str, image_format: str, step: str, path: str, *, pass_fds: Sequence[int] = ()
 ) -> int:
-    argv = [QEMU_IMG, "info", "--output=json", "-f", image_format, file]
-    result = process.run(argv, timeout=QUICK, step=step, limits=process.Limits(), pass_fds=pass_fds)
-    result.check(step, path=path)
+    facts = _info(file, image_format, step, path, pass_fds=pass_fds)
     try:
-        facts = json.loads(result.stdout)
         size = facts["virtual-size"]  # others, further down, are those of the file itself
         names_files = _names_files(facts)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         size = None
     if not isinstance(size, int):
         raise CommandFailed(step, "qemu-img info gave no virtual size", path=path)
     if names_files:
         raise NotAllowed(step, "the image refers to another file", path=path)
     return size
+
+
+def _info(
+    file: str, image_format: str, step: str, path: str, *, pass_fds: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What qemu-img says of an image, under limits."""
+    argv = [QEMU_IMG, "info", "--output=json", "-f", image_format, file]
+    result = process.run(argv, timeout=QUICK, step=step, limits=process.Limits(), pass_fds=pass_fds)
+    result.check(step, path=path)
+    try:
+        facts = json.loads(result.stdout)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise CommandFailed(step, "qemu-img info gave no JSON object", path=path)
+    return facts
 
 
 def _names_files(facts: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from onestor_lib.agent.errors import HostUnreachable, TransferFailed, from_os_er
 from onestor_lib.agent.version import Version
 
 _IN_FLIGHT = 16  # chunks held in memory by either side
+_FLUSH_AFTER = 32  # chunks
 _REPORT = 0.5  # seconds between two progress messages
 _PAUSE = 0.02  # seconds between two looks at a file that grows
 
@@ -268,7 +269,7 @@ class Receiver:
         try:
             with contextlib.suppress(BrokenPipeError):  # what the sender has said is the reason
                 frames.write_manifest(pipe, self.manifest, self._stall)
-            with Pipeline(2) as work:
+            with Pipeline(1) as work:
                 kind, offset, data = self._take_all(pipe, work)
         except EOFError:
             raise self._failed("the sender went away") from None
@@ -307,7 +308,7 @@ class Receiver:
             if offset >= size // 2:
                 crashpoints.reach("receive.half")
             if kind == b"Z":
-                work.submit(extents.clear, self._fd, offset, length)
+                work.write(extents.clear, self._fd, offset, length)
                 manifest[index] = NOTHING
             else:
                 self._take_data(work, index, data)
@@ -318,7 +319,7 @@ class Receiver:
     def _take_data(self, work: Pipeline, index: int, data: bytearray) -> None:
         write = extents.write_data if self.manifest[index] == NOTHING else extents.overwrite
         work.submit(_digest, self.manifest, index, data)
-        work.submit(write, self._fd, index * CHUNK, data)
+        work.write(write, self._fd, index * CHUNK, data)
         self.received += len(data)
 
     def written(self) -> dict[str, int]:
@@ -428,16 +429,35 @@ def _digest(manifest: Manifest, index: int, block: bytes | bytearray) -> None:
 class Pipeline:
     """A few threads that digest and write while the next chunk is read, with bounded memory.
 
-    Hashing and system calls let other threads run, so this overlaps for real. The first error of
-    a task is raised at the next :meth:`submit` or at the end of the ``with`` block.
+    Hashing and system calls let other threads run, so this overlaps for real. One thread writes:
+    two would wait for each other's lock on the file, and the kernel lets them do that at full
+    speed. What is written goes to the disk early, so that the flush at the end has little to wait
+    for. The first error of a task is raised at the next :meth:`submit` or :meth:`write`, or at the
+    end of the ``with`` block.
     """
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool, self._writer = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+        self._flusher = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
+        self._unflushed = 0  # chunks
+        self._flush: Future[None] | None = None
 
     def submit(self, task: Callable[..., None], *arguments: Any) -> None:
-        self._pending.append(self._pool.submit(task, *arguments))
+        """Have ``task`` done beside others."""
+        self._add(self._pool.submit(task, *arguments))
+
+    def write(self, task: Callable[..., None], fd: int, *arguments: Any) -> None:
+        """Have ``task`` change one chunk of the file ``fd``, one after the other."""
+        self._add(self._writer.submit(task, fd, *arguments))
+        self._unflushed += 1
+        if self._unflushed >= _FLUSH_AFTER and (self._flush is None or self._flush.done()):
+            if self._flush:
+                self._flush.result()
+            self._unflushed, self._flush = 0, self._flusher.submit(os.fdatasync, fd)
+
+    def _add(self, task: Future[None]) -> None:
+        self._pending.append(task)
         if len(self._pending) >= _IN_FLIGHT:
             self._pending.popleft().result()
 
@@ -445,6 +465,9 @@ class Pipeline:
         """Wait for all tasks; the first error is raised."""
         while self._pending:
             self._pending.popleft().result()
+        if self._flush:
+            self._flush.result()
+            self._flush = None
 
     def __enter__(self) -> Pipeline:
         return self
@@ -455,6 +478,7 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(wait=True)
+        for pool in (self._pool, self._writer, self._flusher):
+            pool.shutdown(wait=True)
         if error is None:
             self.drain()

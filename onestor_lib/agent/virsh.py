@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from onestor_lib.agent import process
+from onestor_lib.agent import process, publish
 from onestor_lib.agent.errors import CommandFailed, Missing
 
 QUICK = 30.0  # seconds for a question
-_FREEZE = 10.0  # seconds for the guest agent to freeze or thaw
+_FREEZE = 10.0  # seconds for the guest agent to freeze or thaw (known failure F11)
+_THAWS = 3  # tries to thaw a guest that was frozen
 _PAUSE = 0.1  # seconds between two looks at a block job, growing up to the next
 _LONGEST_PAUSE = 1.0
 _GONE = ("domain not found", "failed to get domain", "no domain with matching")
+_CONFINED = "likely AppArmor keeps qemu from the file: see its messages in the kernel's log"
+
+
+class StillFrozen(CommandFailed):
+    """The guest's file systems were frozen and do not thaw: nothing else may be tried."""
 
 
 class Disk(NamedTuple):
@@ -31,6 +37,7 @@ class Disk(NamedTuple):
     path: str  # as libvirt has it
     is_ready: bool  # a block job mirrors it, and has caught up
     has_job: bool
+    copy: str  # what the job writes; "" when it is no file
 
 
 class Domain:
@@ -70,9 +77,11 @@ class Domain:
                 if source is None or target is None or not source.get("file"):
                     continue
                 mirror = disk.find("mirror")
+                has_job = mirror is not None
                 ready = mirror is not None and mirror.get("ready") == "yes"
+                copy = (mirror.get("file") or "") if mirror is not None else ""
                 name, path = str(target.get("dev")), str(source.get("file"))
-                found.append(Disk(name, path, ready, mirror is not None))
+                found.append(Disk(name, path, ready, has_job, copy))
         except ElementTree.ParseError as error:
             raise CommandFailed("ask for the disks", f"virsh dumpxml: {error}") from None
         return found
@@ -83,24 +92,32 @@ class Domain:
         target: Path,
         image_format: str,
         *,
+        shallow: bool,
         stall: float,
         bytes_per_second: int,
         on_progress: Callable[[int, int], None],
         at_end: contextlib.AbstractContextManager[object],
     ) -> None:
-        """Copy all content of a disk, its whole chain, to the existing file ``target``.
+        """Copy a disk, its whole chain or with ``shallow`` its topmost file, to ``target``.
 
-        The guest goes on meanwhile; the copy is the state at one moment, at the end, around which
-        ``at_end`` is entered. Without progress for ``stall`` seconds it fails. However this ends
-        there is no job left.
+        That file exists, and of a ``shallow`` copy it names the same backing file; the domain and
+        its bitmaps stay as they are. The guest goes on meanwhile; the copy is the state at one
+        moment, at the end, around which ``at_end`` is entered. Without progress for ``stall``
+        seconds it fails. However this ends there is no job left.
         """
         step = "copy the running disk"
         disk = self.disk(file)
         argv = ["blockcopy", self.name, disk.target, "--dest", str(target)]
         argv += ["--format", image_format, "--reuse-external", "--transient-job"]
+        if shallow:
+            argv += ["--shallow"]
         if bytes_per_second:
             argv += ["--bytes", "--bandwidth", str(bytes_per_second)]
-        self._virsh(*argv).check(step, path=str(file))
+        result = self._virsh(*argv)
+        if not result.ok and b"permission denied" in result.stderr.lower():
+            # Known failure F14: the kernel's words alone have sent many people searching.
+            raise CommandFailed(step, f"{result.reason}; {_CONFINED}", path=str(file))
+        result.check(step, path=str(file))
         try:
             self._wait_ready(file, disk.target, step, stall, on_progress)
             with at_end:
@@ -115,13 +132,18 @@ class Domain:
         self._virsh("blockjob", self.name, target, "--abort").check(step)
 
     def settle(self, file: Path, *, patience: float, step: str) -> None:
-        """Wait for a block job on the disk to end, then cancel it (known failure E10)."""
+        """Wait for a block job on the disk to end, then cancel it (known failure E10).
+
+        One that writes a temporary of ours is cancelled at once: its action is dead, since the
+        caller has the disk's lock.
+        """
         deadline = time.monotonic() + patience
         for pause in _pauses():
             disk = self.disk(file)
             if not disk.has_job and not self._job(disk.target):
                 return
-            if time.monotonic() > deadline:
+            is_ours = publish.is_temporary(os.path.basename(disk.copy))
+            if is_ours or time.monotonic() > deadline:
                 self.end_job(disk.target, step)
                 return
             time.sleep(pause)
@@ -130,12 +152,23 @@ class Domain:
     def frozen(self) -> Iterator[bool]:
         """Freeze the guest's file systems for the block, if its agent answers; whether it does.
 
-        The guest thaws whatever happens, also when freezing failed half-way.
+        The guest thaws whatever happens, also when freezing failed half-way. Raises
+        :class:`StillFrozen` when it does not (known failure F10).
         """
+        froze = False
         try:
-            yield self._virsh("domfsfreeze", self.name, timeout=_FREEZE).ok
+            froze = self._virsh("domfsfreeze", self.name, timeout=_FREEZE).ok
+            yield froze
         finally:
-            self._virsh("domfsthaw", self.name, timeout=_FREEZE)
+            self._thaw(tries=_THAWS if froze else 1, must=froze)
+
+    def _thaw(self, *, tries: int, must: bool) -> None:
+        for _ in range(tries):
+            result = self._virsh("domfsthaw", self.name, timeout=_FREEZE)
+            if result.ok:
+                return
+        if must:
+            raise StillFrozen("thaw the guest", f"{result.reason}, tried {tries} times")
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

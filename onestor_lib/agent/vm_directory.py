@@ -37,6 +37,11 @@ def snapshots_path(disk: Path) -> Path:
     return disk.parent / f"{disk.name}.snap"
 
 
+def is_snapshot(name: str) -> bool:
+    """Whether a file in the directory of the snapshots is one, by its name: an id of any size."""
+    return name.isascii() and name.isdigit()
+
+
 def base_path(disk: Path) -> Path:
     """The hard link to the cached image that ``disk`` is an overlay on."""
     return disk.parent / f"{disk.name}.base"
@@ -137,10 +142,15 @@ def set_aside(disk: Path) -> Path:
 
     Files keep their names in it: an overlay finds its base beside it.
     """
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = disk.parent / f".{disk.name}.{stamp}-{os.getpid()}.unknown"
+    aside = unknown(disk)
     aside.mkdir()
     return aside
+
+
+def unknown(path: Path) -> Path:
+    """A new name beside ``path`` for something there that nobody can account for."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return path.parent / f".{path.name}.{stamp}-{os.getpid()}.unknown"
 
 
 def remove_disk(disk: Path) -> bool:

@@ -34,7 +34,7 @@ _BOOTSTRAP = "onestor_lib.agent.bootstrap"
 _LENGTH = b"%10d\n"  # of the smaller of two codes that follow
 _DATASTORE = re.compile(
     r"onestor_lib\.agent\.(sources|intake|filter|compression|measuring|deadline|urls"
-    r"|operations\.(datastore|intake|source|snapshots|exporting|formatting))(\..*)?$"
+    r"|operations\.(datastore|intake|source|image_snapshots|exporting|formatting))(\..*)?$"
 )
 
 

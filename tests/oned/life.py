@@ -163,6 +163,60 @@ class Life:
         self.cloud.set_state(vm, state, lcm_state)
         return answer
 
+    def snapshot(self, vm: Vm, disk: Disk) -> Reply:
+        """onevm disk-snapshot-create: live where the VM runs; its id is the newest of the disk."""
+        during = {
+            objects.ACTIVE: objects.DISK_SNAPSHOT,
+            objects.POWEROFF: objects.DISK_SNAPSHOT_POWEROFF,
+            objects.SUSPENDED: objects.DISK_SNAPSHOT_SUSPENDED,
+        }[vm.state]
+        kept = self._snapshots_of(vm, disk)
+        number = kept.add("", int(disk.attributes["SIZE"]))
+        answer = self._on_snapshot(vm, disk, during, "SNAP_CREATE", number)
+        if not answer.success:
+            kept.remove(number)
+            self.cloud.save(vm)
+        return answer
+
+    def revert(self, vm: Vm, disk: Disk, number: int) -> Reply:
+        """onevm disk-snapshot-revert."""
+        assert vm.state == objects.POWEROFF
+        during = objects.DISK_SNAPSHOT_REVERT_POWEROFF
+        return self._on_snapshot(vm, disk, during, "SNAP_REVERT", number)
+
+    def delete_snapshot(self, vm: Vm, disk: Disk, number: int) -> Reply:
+        """onevm disk-snapshot-delete, in any state."""
+        during = {
+            objects.ACTIVE: objects.DISK_SNAPSHOT_DELETE,
+            objects.POWEROFF: objects.DISK_SNAPSHOT_DELETE_POWEROFF,
+            objects.SUSPENDED: objects.DISK_SNAPSHOT_DELETE_SUSPENDED,
+        }[vm.state]
+        answer = self._on_snapshot(vm, disk, during, "SNAP_DELETE", number)
+        if answer.success:
+            self._snapshots_of(vm, disk).remove(number)
+            self.cloud.save(vm)
+        return answer
+
+    def _on_snapshot(self, vm: Vm, disk: Disk, during: int, action: str, number: int) -> Reply:
+        """Of a VM that runs, only creation is the hypervisor's driver's (contract section 2.5)."""
+        state, lcm_state = vm.state, vm.lcm_state
+        self.cloud.set_state(vm, objects.ACTIVE, during)
+        if during == objects.DISK_SNAPSHOT:
+            line = transfer.snapshot(vm, disk, f"{action}_LIVE", number)
+            answer = self.oned.vmm.run_line(line)
+        else:
+            answer = self.oned._transfer(vm, [transfer.snapshot(vm, disk, action, number)])
+        self.cloud.set_state(vm, state, lcm_state)
+        return answer
+
+    @staticmethod
+    def _snapshots_of(vm: Vm, disk: Disk) -> objects.Snapshots:
+        for kept in vm.snapshots:
+            if kept.disk_id == disk.id:
+                return kept
+        vm.snapshots.append(objects.Snapshots("YES", disk.id))
+        return vm.snapshots[-1]
+
     def _to_front_end(self, vm: Vm, during: int, after: int) -> Reply:
         record = vm.history[-1]
         self.cloud.set_state(vm, objects.ACTIVE, during)

@@ -70,6 +70,13 @@ def resize(vm: Vm, disk: Disk, size: int) -> list[str]:
     return [f"RESIZE {attributes['TM_MAD']} {_file(vm, disk)} {end}"]
 
 
+def snapshot(vm: Vm, disk: Disk, action: str, number: int) -> str:
+    """One of the actions on a snapshot of a disk: SNAP_CREATE and so on."""
+    attributes = disk.attributes
+    end = f"{number} {vm.id} {attributes['DATASTORE_ID']}"
+    return f"{action} {attributes['TM_MAD']} {_file(vm, disk)} {end}"
+
+
 def migration(vm: Vm, step: str, source: str, target: str) -> str:
     """The step (PREMIGRATE and so on) of a live migration."""
     record = vm.history[-1]

@@ -19,7 +19,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
-from onestor_lib.agent.operations import snapshots
+from onestor_lib.agent.operations import image_snapshots as snapshots
 from onestor_lib.agent.version import Version
 from tests.tool.conftest import Agents, allocated, draw, info, listing, qcow2
 from tests.tool.conftest import qemu_img as run_qemu_img

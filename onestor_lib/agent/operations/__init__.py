@@ -17,6 +17,10 @@ OPERATIONS = {
     "disk.save": "saving:prepare",
     "disk.returned": "saving:returned",
     "image.replace": "saving:replace",
+    "disk.snapshot": "disk_snapshots:create",
+    "disk.snapshot_live": "disk_snapshots:create_live",
+    "disk.revert": "disk_snapshots:revert",
+    "disk.forget": "disk_snapshots:delete",
     "disk.resize": "resizing:resize",
     "disk.make": "volatile:make",
     "disk.receive": "volatile:receive",
@@ -53,9 +57,9 @@ OPERATIONS = {
     "cache.drop": "cache:drop",
     "image.identify": "exporting:identify",
     "image.make": "formatting:make",
-    "snapshot.delete": "snapshots:delete",
-    "snapshot.revert": "snapshots:revert",
-    "snapshot.flatten": "snapshots:flatten",
+    "snapshot.delete": "image_snapshots:delete",
+    "snapshot.revert": "image_snapshots:revert",
+    "snapshot.flatten": "image_snapshots:flatten",
 }
 
 

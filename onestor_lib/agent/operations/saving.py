@@ -13,13 +13,13 @@ from onestor_lib.agent import (
     companions,
     crashpoints,
     extents,
+    live_copy,
     mounts,
     origin,
     paths,
     priority,
     publish,
     replacement,
-    saving_live,
     space,
     transfer,
     vm_directory,
@@ -50,8 +50,8 @@ def prepare(
 
     A file that lies on another is flattened beside the disk; these temporaries, and the disk's
     lock, last until the end of the connection. ``live`` says how to copy the disk of a VM that
-    runs, see ``onestor_lib.agent.saving_live``. Returns the path and size (bytes) of the ``image``
-    and of the ``snapshots`` by id; without a disk only its ``record``.
+    runs, see ``onestor_lib.agent.live_copy.Live``. Returns the path and size (bytes) of the
+    ``image`` and of the ``snapshots`` by id; without a disk only its ``record``.
     """
     disk = Path(path)
     priority.lower(**bulk)
@@ -65,10 +65,9 @@ def prepare(
         if live is not None and snapshot is None:
             image = maker.temporary()
             layers = maker.layers(source)
-            saving_live.copy(
-                call, layers, image, image_format, timeout=timeout,
-                bytes_needed=maker.require_space(layers), **live,
-            )  # fmt: skip
+            maker.require_space(layers)
+            how = live_copy.Live(**live)
+            live_copy.copy(call, layers, image, image_format, how, shallow=False, timeout=timeout)
         else:
             image = maker.of(source)
         found = {}
@@ -176,12 +175,10 @@ class _Complete:
         within = self._disk.parent.parent.parent
         return chain.layers(file, self._format, within=within, step=_STEP)
 
-    def require_space(self, found: list[chain.Layer]) -> int:
-        """How many bytes a flat copy takes at most; raises :class:`NoSpace`."""
-        needed = sum(layer.path.stat().st_blocks * 512 for layer in found)
+    def require_space(self, found: list[chain.Layer]) -> None:
+        """Raise :class:`NoSpace` unless there is room for a flat copy."""
         if self._check_space:
-            space.require(self._disk.parent, needed)
-        return needed
+            space.require(self._disk.parent, chain.allocated(found))
 
     def temporary(self) -> Path:
         temporary: publish.Temporary = self._call.keep(publish.Temporary(self._disk))
@@ -192,7 +189,7 @@ def _snapshots(disk: Path) -> Iterator[Path]:
     directory = vm_directory.snapshots_path(disk)
     if directory.is_dir():
         for file in sorted(directory.iterdir()):
-            if file.name.isascii() and file.name.isdigit():
+            if vm_directory.is_snapshot(file.name):
                 yield file
 
 

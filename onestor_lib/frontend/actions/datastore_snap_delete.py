@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import snapshots
+from onestor_lib.frontend.services import image_snapshots
 
 
 def run(request: Request) -> None:
     """One that is not there is removed already: that is success, with a warning."""
-    snapshots.change(request, "snapshot.delete")
+    image_snapshots.change(request, "snapshot.delete")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import snapshots
+from onestor_lib.frontend.services import image_snapshots
 
 
 def run(request: Request) -> None:
     """oned has dropped all snapshots of the image then."""
-    snapshots.change(request, "snapshot.flatten")
+    image_snapshots.change(request, "snapshot.flatten")

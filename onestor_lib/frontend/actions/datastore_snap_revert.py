@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import snapshots
+from onestor_lib.frontend.services import image_snapshots
 
 
 def run(request: Request) -> None:
     """The snapshots stay, and the image is what it was until the copy is complete."""
-    snapshots.change(request, "snapshot.revert")
+    image_snapshots.change(request, "snapshot.revert")

@@ -43,6 +43,7 @@ def run(request: Request) -> None:
             size=size,
             sparse=settings.yes("SPARSE"),
             check_space=settings.yes("CHECK_FREE_SPACE"),
+            lock_timeout=settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
         )["grown"]
     what = f"has {size // MB} MB now" if grown else f"had {size // MB} MB or more already"
     request.log.info(f"VM {target.vm_id} {target.name} on {target.host} {what}")

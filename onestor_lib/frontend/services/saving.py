@@ -10,7 +10,7 @@ from typing import Any
 
 from onestor_lib.agent import crashpoints
 from onestor_lib.agent.client import AgentClient
-from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed
+from onestor_lib.agent.errors import Missing, NotAllowed
 from onestor_lib.agent.publish import is_temporary
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
@@ -67,7 +67,7 @@ class Saving:
         begin = time.monotonic()
         runs = self.vm.text("LCM_STATE") == vms.HOTPLUG_SAVEAS and snapshot is None
         with self._hosts.agent(self.target.host, sends=True) as host:
-            live = self._live() if runs else None
+            live = domains.live(self.vm, self.settings, step=_STEP) if runs else None
             ready = self._prepare(host, snapshot=snapshot, with_snapshots=False, live=live)
             if not ready["there"]:
                 raise Missing(_STEP, "no such file", host=self.target.host, path=self.target.path)
@@ -95,22 +95,6 @@ class Saving:
             bulk=self._hosts.bulk_priority(),
         )
         return ready
-
-    def _live(self) -> dict[str, Any]:
-        """How to copy a running disk; only libvirt's hypervisors can (known failure E11)."""
-        hypervisor = self.vm.text("HISTORY_RECORDS/HISTORY[last()]/VM_MAD")
-        if hypervisor not in domains.LIBVIRT:
-            cause = f"disks of VMs that run on {hypervisor!r} cannot be saved"
-            raise InvalidInput(_STEP, cause)
-        seconds = self.settings.seconds
-        return {
-            **domains.of(self.vm, self.settings),
-            "stall": seconds("STALL_TIMEOUT"),
-            "patience": seconds("BLOCK_JOB_TIMEOUT"),
-            "freeze_limit": seconds("FREEZE_TIMEOUT"),
-            "suspend_limit": seconds("SUSPEND_TIMEOUT"),
-            "bytes_per_second": self.settings.megabytes("REPLICA_BWLIMIT_MB_S") or 0,
-        }
 
     def _replace(self, host: AgentClient, ready: dict[str, Any]) -> int:
         """Let the image have what is ``ready`` on the host; the bytes that were sent."""

@@ -7,14 +7,13 @@ from such a chain, and what comes out of it is a complete image.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from onestor_lib.agent import chain, companions, mounts, paths, publish, replacement
-from onestor_lib.agent.errors import InvalidInput, NotAllowed, from_os_error
+from onestor_lib.agent.errors import NotAllowed, from_os_error
 from onestor_lib.agent.server import Call
 
 
@@ -119,11 +118,7 @@ class _Snapshots:
 
     def users(self, file: Path) -> list[Path]:
         """The snapshots, and the image, whose content is in part that of ``file``."""
-        using = []
-        for each in self._files():
-            with contextlib.suppress(InvalidInput):  # what is no qcow2 image has no backing file
-                if self.backing(each) == file:
-                    using.append(each)
+        using = chain.users(file, self._files(), self._format, step=self._step)
         if self.image.is_symlink() and os.path.realpath(self.image) == str(file):
             using.append(self.image)
         return using
