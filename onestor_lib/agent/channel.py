@@ -60,6 +60,10 @@ class ByteSource:
                 filled += read
         return block
 
+    def unread(self, data: bytes | bytearray) -> None:
+        """Let ``data``, which was read last, be what comes next."""
+        self._buffer[:0] = data
+
     def _wait(self, timeout: float) -> None:
         if not select.select([self._fd], [], [], max(0.0, timeout))[0]:
             raise TimeoutError

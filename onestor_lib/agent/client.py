@@ -175,6 +175,10 @@ class AgentClient:
         del self._buffer[:count]
         return block
 
+    def unread(self, data: bytes | bytearray) -> None:
+        """Let ``data``, which was read last, be what comes next."""
+        self._buffer[:0] = data
+
     def result(self, operation: str) -> Any:
         """The result of an operation behind its stream."""
         return self._outcome(self._next_message(operation))

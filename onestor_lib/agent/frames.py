@@ -25,6 +25,7 @@ from onestor_lib.agent import errors
 from onestor_lib.agent.chunks import CHUNK, DIGEST, NOTHING, Manifest
 
 _HEADER = struct.Struct(">cQI")
+_MESSAGE = (b"{", b"\n")  # how a line of JSON, or a sign of life, begins; no kind of frame does
 _AT_ONCE = CHUNK // DIGEST  # digests in one frame
 
 
@@ -40,6 +41,9 @@ class Pipe(Protocol):
     def write(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
         """Write all; ``TimeoutError`` after ``timeout`` seconds without progress."""
 
+    def unread(self, data: bytes | bytearray) -> None:
+        """Let ``data``, which was read last, be what comes next."""
+
 
 def write(
     pipe: Pipe, kind: bytes, offset: int, data: bytes | bytearray = b"", *, timeout: float
@@ -51,8 +55,15 @@ def write(
 
 
 def read(pipe: Pipe, timeout: float) -> tuple[bytes, int, bytearray]:
-    """The next frame: kind, offset, data. ``ValueError`` when it cannot be one."""
-    kind, offset, length = _HEADER.unpack(pipe.read_exactly(_HEADER.size, timeout))
+    """The next frame: kind, offset, data. ``ValueError`` when it cannot be one.
+
+    ``EOFError`` when the other side has left the stream: a message that says why is the next.
+    """
+    header = pipe.read_exactly(_HEADER.size, timeout)
+    kind, offset, length = _HEADER.unpack(header)
+    if kind in _MESSAGE:
+        pipe.unread(header)
+        raise EOFError
     if length > CHUNK:
         raise ValueError("the stream is damaged")
     return kind, offset, pipe.read_exactly(length, timeout)

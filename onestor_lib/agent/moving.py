@@ -71,7 +71,7 @@ def send(
                 os.close(fd)
         crashpoints.reach("move.sent")
         now = {item.path: item for item in tree.listing(directory)}
-        if any(now.get(item.path) != item for item in items):
+        if not all(item.is_unchanged(now.get(item.path)) for item in items):
             raise TransferFailed(_STEP, "it has changed meanwhile", path=str(directory))
         frames.write(pipe, b"E", 0, timeout=stall)
     except OnestorError as error:
@@ -131,7 +131,7 @@ def take_place(new: Path, directory: Path) -> None:
         crashpoints.reach("move.aside")
     try:
         new.rename(directory)
-    except OSError:
+    except BaseException:  # also when we are ended between the two
         with contextlib.suppress(OSError):
             old.rename(directory)
         raise
@@ -145,8 +145,6 @@ def _wanted(pipe: frames.Pipe, stall: float) -> list[int]:
         kind, _, data = frames.read(pipe, stall)
         if kind == b"W":
             return [int(index) for index in json.loads(data)]
-        if kind == b"X":
-            raise frames.error_of(data, "")
         if kind != b"P":
             raise ValueError("the stream is damaged")
 
@@ -237,16 +235,13 @@ def _link(entry: Path, base: Path) -> bool:
 
 def _copy(source: Path, base: Path, digest: str) -> bool:
     """Copy a file of this machine; an origin's name must never lead a VM to the origin itself."""
-    reading = transfer.open_source(source)
+    os.close(os.open(base, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    is_right = False
     try:
-        writing = os.open(base, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            size = extents.copy_file(reading, writing, sparse=True, step=_STEP, path=str(source))
-            found = transfer.digests_of(writing, size).digest()
-        finally:
-            os.close(writing)
+        size = extents.copy_path(source, base, sparse=True, step=_STEP)
+        with extents.opened(base) as copied:
+            is_right = transfer.digests_of(copied, size).digest() == digest
     finally:
-        os.close(reading)
-    if found != digest:
-        base.unlink()
-    return found == digest
+        if not is_right:
+            base.unlink()
+    return is_right

@@ -80,7 +80,7 @@ class _RawPipe:
         source: channel.ByteSource,
         write: Callable[[bytes | bytearray | memoryview, float], None],
     ) -> None:
-        self.read_exactly = source.read_exactly
+        self.read_exactly, self.unread = source.read_exactly, source.unread
         self.write = write
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ class Item(NamedTuple):
     allocated: int = 0
     target: str = ""
     base: dict[str, str] | None = None
+    mtime: int = 0  # nanoseconds
+
+    def is_unchanged(self, now: Item | None) -> bool:
+        """Whether the entry is ``now`` what it was; its blocks may come to rest elsewhere."""
+        return now is not None and now._replace(allocated=self.allocated) == self
 
 
 def from_json(facts: list[Any]) -> list[Item]:
@@ -65,28 +71,35 @@ def marker_name() -> str:
     return publish.temporary_name("marker")
 
 
-def listing(directory: Path) -> list[Item]:
-    """What is in the directory, every directory before what is in it."""
+def listing(directory: Path, keep: Callable[[str], bool] = lambda path: True) -> list[Item]:
+    """What is in the directory and shall be kept, every directory before what is in it.
+
+    Of several names of one file the first one kept is the file; bases come first.
+    """
     found: list[Item] = []
     names: dict[tuple[int, int], str] = {}
-    _list(directory, "", found, names)
+    _list(directory, "", keep, found, names)
     return found
 
 
 def _list(
-    directory: Path, below: str, found: list[Item], names: dict[tuple[int, int], str]
+    directory: Path,
+    below: str,
+    keep: Callable[[str], bool],
+    found: list[Item],
+    names: dict[tuple[int, int], str],
 ) -> None:
     with os.scandir(directory / below) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+        ordered = sorted(entries, key=lambda entry: (not _BASE.fullmatch(entry.name), entry.name))
     for entry in ordered:
-        if _stays(entry.name):
-            continue
         path = f"{below}/{entry.name}".lstrip("/")
+        if _stays(entry.name) or not keep(path):
+            continue
         facts = entry.stat(follow_symlinks=False)
         mode = stat.S_IMODE(facts.st_mode)
         if stat.S_ISDIR(facts.st_mode):
             found.append(Item(path, DIRECTORY, mode))
-            _list(directory, path, found, names)
+            _list(directory, path, keep, found, names)
         elif stat.S_ISLNK(facts.st_mode):
             found.append(Item(path, LINK, target=os.readlink(entry.path)))
         elif stat.S_ISREG(facts.st_mode):
@@ -97,7 +110,8 @@ def _list(
             names[identity] = path
             blocks = min(facts.st_blocks * 512, facts.st_size)
             base = _base_of(directory, path)
-            found.append(Item(path, FILE, mode, facts.st_size, blocks, base=base))
+            size, mtime = facts.st_size, facts.st_mtime_ns
+            found.append(Item(path, FILE, mode, size, blocks, base=base, mtime=mtime))
 
 
 def _stays(name: str) -> bool:
@@ -149,8 +163,11 @@ def complete(directory: Path, items: list[Item]) -> None:
             os.link(directory / item.target, path, follow_symlinks=False)
         elif item.kind == FILE:
             publish.sync_file(path, mode=item.mode)
-    there = {item.path: item.size for item in listing(directory)}
-    if there != {item.path: item.size for item in items}:
+    sizes = {item.path: item.size for item in items if item.kind == FILE}
+    there = {item.path for item in listing(directory)}
+    if there != {item.path for item in items} or any(
+        (directory / path).lstat().st_size != size for path, size in sizes.items()
+    ):
         raise NotAllowed(_STEP, "it is not what was sent", path=str(directory))
     for item in reversed(items):
         if item.kind == DIRECTORY:

@@ -214,6 +214,12 @@ TM_ATTRIBUTES = (
         "longest time a guest stands still while its disk is saved, when there is no other way",
         _SYSTEM,
     ),
+    Attribute(
+        "SCRIPT_TIMEOUT",
+        "seconds",
+        "86400",
+        "longest time a script of another driver may take: its part in a migration, a restore",
+    ),
     *_COMMON,
 )
 

@@ -81,7 +81,7 @@ class Disk:
             "lock_timeout": 10,
             "bulk": BULK,
         }
-        facts = {**facts, "grow_to": 0, "sparse": True, **options}
+        facts = {**facts, "bulk": BULK, "grow_to": 0, "sparse": True, **options}
         disk_snapshots.revert(
             self.call, path=str(self.path), image_format=self.format, snapshot=snapshot, **facts
         )

@@ -30,6 +30,9 @@ class Tube:
     def write(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
         self.content += data
 
+    def unread(self, data: bytes | bytearray) -> None:
+        self.content[:0] = data
+
 
 def manifest(digests: dict[int, bytes], size: int) -> Manifest:
     made = Manifest(size)
@@ -77,6 +80,16 @@ def test_A8_a_frame_too_long_is_damage_and_nothing_is_reserved_for_it(length: in
     tube = Tube(struct.pack(">cQI", b"D", 0, length))
     with pytest.raises(ValueError, match="damaged"):
         frames.read(tube, 1)
+
+
+@pytest.mark.parametrize("line", [b'{"error": {"type": "NoSpace"}}\n', b'\n{"result": null}\n'])
+def test_a_message_ends_the_frames_and_is_not_lost(line: bytes) -> None:
+    """The other side has left the stream: it says why in its next message."""
+    tube = Tube(line)
+    for read in (lambda: frames.read(tube, 1), lambda: frames.read_manifest(tube, 1, 1)):
+        with pytest.raises(EOFError):
+            read()
+    assert bytes(tube.content) == line
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from pathlib import Path
 
@@ -109,3 +110,21 @@ def test_a_script_is_looked_for_where_the_drivers_are(
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
     assert scripts.find("ssh", "prebackup", "back up") == script
+
+
+def test_D12_each_driver_is_called_and_the_first_error_counts() -> None:
+    done = []
+
+    def fail(cause: str) -> None:
+        done.append(cause)
+        raise InvalidInput("call", cause)
+
+    works = [functools.partial(fail, cause) for cause in ("first", "second", "third")]
+    log = Log("postmigrate", stderr=(said := io.StringIO()))
+    settings = config.Settings(config.TM_ATTRIBUTES, {})
+    asked = Request("tm", "postmigrate", WORDS, io.BytesIO(), settings, log)
+    with pytest.raises(InvalidInput, match="first"):
+        migrations.do_all(asked, works)
+    assert done == ["first", "second", "third"]
+    assert "second" in said.getvalue() and "third" in said.getvalue()
+    migrations.do_all(asked, [lambda: None])

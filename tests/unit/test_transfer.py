@@ -119,6 +119,9 @@ class GivenUp:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         self.said += data
 
+    def unread(self, data: bytes | bytearray) -> None:
+        self.said[:0] = data
+
     def read_exactly(self, count: int, timeout: float) -> bytearray:
         block = self.said[:count]
         del self.said[:count]

@@ -27,9 +27,9 @@ def test_a_directory_made_again_is_the_same(tmp_path: Path) -> None:
     os.mkfifo(one / "backup.socket")
     items = tree.from_json([list(item) for item in tree.listing(one)])
     assert [item.path for item in items] == [
-        "disk.0", "disk.0.base", "disk.0.snap", "disk.0.snap/disk.0.base", "disk.1.base"
+        "disk.0.base", "disk.1.base", "disk.0", "disk.0.snap", "disk.0.snap/disk.0.base"
     ]  # fmt: skip
-    assert items[-1] == Item("disk.1.base", SAME, target="disk.0.base")
+    assert items[1] == Item("disk.1.base", SAME, target="disk.0.base")
     two.mkdir()
     tree.make(two, items)
     for item in items:
@@ -52,6 +52,43 @@ def test_D7_what_is_not_what_was_sent(tmp_path: Path, change: str) -> None:
         items.append(Item("disk.2", LINK, target="disk.0"))
     with pytest.raises(NotAllowed, match="not what was sent"):
         tree.complete(tmp_path, items)
+
+
+def test_two_files_of_equal_content_may_arrive_as_one(tmp_path: Path) -> None:
+    """Two bases with one digest are both links to the one entry of the target's cache."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    for name in ("disk.0.base", "disk.1.base"):
+        (one / name).write_bytes(b"base")
+    items = tree.listing(one)
+    assert [item.kind for item in items] == [FILE, FILE]
+    two.mkdir()
+    (two / "disk.0.base").write_bytes(b"base")
+    os.link(two / "disk.0.base", two / "disk.1.base")
+    tree.complete(two, items)
+
+
+def test_what_is_left_out_is_no_other_name_of_anything(tmp_path: Path) -> None:
+    """A disk that was set aside shares its base, and its name would come first."""
+    aside = tmp_path / ".disk.1.20260101T000000Z-1.unknown"
+    aside.mkdir()
+    (aside / "disk.1.base").write_bytes(b"base")
+    os.link(aside / "disk.1.base", tmp_path / "disk.0.base")
+    (kept,) = tree.listing(tmp_path, lambda path: path.startswith("disk."))
+    assert (kept.path, kept.kind) == ("disk.0.base", FILE)
+    assert [item.path for item in tree.listing(tmp_path) if item.kind == FILE] == ["disk.0.base"]
+
+
+def test_D7_a_write_of_the_same_size_is_a_change_and_other_blocks_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "disk.0"
+    file.write_bytes(bytes(1 << 20))
+    (before,) = tree.listing(tmp_path)
+    assert before.is_unchanged(before._replace(allocated=4096))
+    with file.open("r+b") as changed:
+        changed.write(b"x")
+    os.utime(file, ns=(0, before.mtime + 1))
+    (now,) = tree.listing(tmp_path)
+    assert not before.is_unchanged(now) and not before.is_unchanged(None)
 
 
 @pytest.mark.parametrize(

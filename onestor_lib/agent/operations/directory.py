@@ -7,9 +7,11 @@ a file with a new name is made in the one and looked for in the other (known fai
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from onestor_lib.agent import (
     chain,
     client,
     crashpoints,
+    extents,
     moving,
     priority,
     publish,
@@ -39,7 +42,10 @@ from onestor_lib.agent.server import Call
 from onestor_lib.agent.virsh import Domain
 
 _STEP = "move the VM's directory"
-_BASE = re.compile(r"disk\.[0-9]+\.base|\.disk\.[0-9]+\.record")
+_DISK = re.compile(r"(disk\.[0-9]+)(\.snap(/.+)?)?")
+_BESIDE = re.compile(
+    r"disk\.[0-9]+\.base|\.disk\.[0-9]+\.record|kernel|initrd|\.disk\..+\.unknown(/.+)?"
+)
 _OFF = ("", "shut off", "crashed")  # states of a domain that uses no disk
 
 
@@ -49,13 +55,17 @@ def examine(
     """What another machine has to know of the directory here before it sends or removes anything.
 
     Whether the file ``marker`` that it has just made is ``same`` here, whether the directory is
-    ``there``, which of its ``disks`` are ``missing``, and the state of the ``domain``.
+    ``there``, which of its ``disks`` are ``missing``, when one of them was last ``written``
+    (seconds since 1970), and the state of the ``domain``. What cannot be found out is an error.
     """
     directory = Path(path)
+    missing = _missing(directory, disks)
+    there = [directory / name for name in disks if name not in missing]
     return {
-        "same": os.path.lexists(directory / marker),
-        "there": directory.is_dir(),
-        "missing": _missing(directory, disks),
+        "same": _exists(directory / marker),
+        "there": _exists(directory),
+        "missing": missing,
+        "written": max((file.stat().st_mtime for file in there), default=0.0),
         "state": _state(domain),
     }
 
@@ -81,17 +91,17 @@ def move(
             return {"done": "same", "sent": 0}
         missing = _missing(directory, disks)
         if not marker or missing:
-            if found["there"] and not found["missing"]:
-                return {"done": "already", "sent": 0}
             what = f"{', '.join(missing)} missing" if marker else "no such directory"
+            if found["there"] and not found["missing"]:
+                age = time.time() - found["written"]
+                call.log("WARN", f"{path}: {what}; {target}, last written {age:.0f} s ago, is used")
+                return {"done": "already", "sent": 0}
             raise Missing(_STEP, what, path=path)
         tree.make_links_relative(directory)
         if not peer["argv"] and _is_one_file_system(directory, Path(target)):
             publish.remove(directory / marker)
-            moving.take_place(directory, Path(target))
-            publish.sync_dir(directory.parent)
-            vm_directory.mark(Path(target).parent, vm_directory.DRIVER)
-            return {"done": "renamed", "sent": 0}
+            if _rename(directory, Path(target)):
+                return {"done": "renamed", "sent": 0}
         items = tree.listing(directory)
         sent = _send(call, there, directory, target, items, **how)
         crashpoints.reach("move.taken")
@@ -110,8 +120,9 @@ def prepare(
     descriptions: dict[str, str],
     **how: Any,
 ) -> dict[str, Any]:
-    """Make ready the ``target`` of a live migration: a directory with the bases of the disks.
+    """Make ready the ``target`` of a live migration: a directory with all but the disks.
 
+    Those are the bases they lie on, and what is kept of others that the VM does not use any more.
     The hypervisor brings the rest. It expects a description of the VM here, beside the disks
     (known failure D15). What an earlier migration has left there goes (known failure D13).
     """
@@ -129,7 +140,7 @@ def prepare(
         if not any(directory.glob("*.xml")):
             for name, text in descriptions.items():
                 publish.write_file(directory / name, text.encode("utf-8", "surrogateescape"))
-        items = [item for item in tree.listing(directory) if _BASE.fullmatch(item.path)]
+        items = tree.listing(directory, lambda name: _is_beside(name, disks))
         return {"done": "prepared", **_send(call, there, directory, target, items, **how)}
 
 
@@ -143,13 +154,22 @@ def retire(
     domain: dict[str, str],
     moved_host: bool,
 ) -> dict[str, Any]:
-    """Remove the directory, now that the VM runs at the ``target``; else nothing (failure D16)."""
+    """Remove the directory, now that the VM runs at the ``target``; else nothing (failure D16).
+
+    Nothing that is kept of a disk, its snapshots among it, may be here only. When the VM has
+    changed its datastore and not its host, nobody has prepared the target: that is done now.
+    """
     directory = Path(path)
     step = "clean up the source"
     with _marked(directory) as marker, _agent(call, **peer) as there:
-        found = there.call(
-            "directory.examine", path=target, marker=marker, disks=disks, domain=domain
-        )
+
+        def examine_there(names: list[str]) -> dict[str, Any]:
+            found: dict[str, Any] = there.call(
+                "directory.examine", path=target, marker=marker, disks=names, domain=domain
+            )
+            return found
+
+        found = examine_there([])
         if found["state"] in _OFF:
             cause = "the VM does not run there"
             raise NotAllowed(step, cause, host=peer["host"], path=target)
@@ -159,8 +179,15 @@ def retire(
             return {"removed": False, "same": False}
         if found["same"]:
             return {"removed": False, "same": True}
-        if found["missing"]:
-            cause = f"{', '.join(found['missing'])} missing there"
+        _require_unused(directory, domain, step)
+        if not moved_host:
+            rest = tree.listing(directory, lambda name: _is_of_disks(name) and name not in disks)
+            _bring_rest(directory, Path(target), rest)
+        kept = tree.listing(directory, _is_content)
+        names = [item.path for item in kept if item.kind in (tree.FILE, tree.SAME)]
+        missing = examine_there([*disks, *(name for name in names if name not in disks)])["missing"]
+        if missing:
+            cause = f"{', '.join(missing)} missing there"
             raise NotAllowed(step, cause, host=peer["host"], path=target)
         there.call("directory.tidy", path=target, disks=disks)
     return {"removed": vm_directory.remove(directory), "same": False}
@@ -189,6 +216,9 @@ def abandon(
         _require_source(directory, marker, disks)
         if found["state"] not in _OFF:
             cause = f"the VM is {found['state']} there"
+            raise NotAllowed("clean up the target", cause, host=peer["host"], path=target)
+        if _state(domain) in _OFF:
+            cause = "the VM runs nowhere: the newest disks may be there"
             raise NotAllowed("clean up the target", cause, host=peer["host"], path=target)
         removed = there.call("directory.delete", path=target)["removed"]
     return {"removed": removed, "same": False}
@@ -334,8 +364,74 @@ def _require_copied(directory: Path, disks: list[str]) -> None:
             raise NotAllowed("prepare the target", cause, path=str(disk))
 
 
+def _require_unused(directory: Path, domain: dict[str, str], step: str) -> None:
+    """Raise :class:`NotAllowed` when the VM runs here and has files of the directory open."""
+    found = Domain(domain["domain"], domain["uri"])
+    if found.state() in _OFF:
+        return
+    for disk in found.disks():
+        if os.path.realpath(disk.path).startswith(f"{os.path.realpath(directory)}/"):
+            raise NotAllowed(step, "the VM uses it", path=disk.path)
+
+
+def _is_beside(name: str, disks: list[str]) -> bool:
+    """Whether the hypervisor leaves a path in the VM's directory to us: it copies ``disks``."""
+    match = _DISK.fullmatch(name)
+    return match[1] not in disks if match else bool(_BESIDE.fullmatch(name))
+
+
+def _is_content(name: str) -> bool:
+    """Whether a path has content of a disk, used or not, but for bases."""
+    return _is_of_disks(name) and not name.endswith(".base")
+
+
+def _is_of_disks(name: str) -> bool:
+    return bool(_DISK.fullmatch(name) or _BESIDE.fullmatch(name))
+
+
+def _bring_rest(directory: Path, target: Path, items: list[tree.Item]) -> None:
+    """Let ``target`` on this machine have those of ``items`` that are not there."""
+    for item in items:
+        path = target / item.path
+        if os.path.lexists(path):
+            continue
+        if item.kind == tree.DIRECTORY:
+            path.mkdir(mode=item.mode)
+        elif item.kind == tree.LINK:
+            path.symlink_to(item.target)
+        else:
+            file = directory / item.path
+            with publish.Temporary(path) as temporary:
+                if not temporary.become_link(file):
+                    extents.copy_path(file, temporary.path, sparse=True, step=_STEP)
+                temporary.publish(mode=file.stat().st_mode & 0o777)
+
+
+def _rename(directory: Path, target: Path) -> bool:
+    """Move the directory within its file system; False when it is none (known failure D6)."""
+    try:
+        moving.take_place(directory, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # of one file system, but mounted twice
+            raise
+        return False
+    publish.sync_dir(directory.parent)
+    vm_directory.mark(target.parent, vm_directory.DRIVER)
+    return True
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a name; unlike os.path.exists an error is one (design, section 4)."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _missing(directory: Path, disks: list[str]) -> list[str]:
-    return [name for name in disks if not os.path.exists(directory / name)]
+    """Those that are not there, or are links to what is not there."""
+    return [name for name in disks if not _exists(Path(os.path.realpath(directory / name)))]
 
 
 def _is_one_file_system(directory: Path, target: Path) -> bool:

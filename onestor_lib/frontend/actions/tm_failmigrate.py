@@ -14,11 +14,12 @@ def run(request: Request) -> None:
     The other drivers are called whatever becomes of the target.
     """
     step = migrations.read(request)
-    try:
-        if not step.is_secondary and step.source_host != step.target_host:
-            _abandon(request, step)
-    finally:
-        migrations.call_others(request, step)
+    works = (
+        [lambda: _abandon(request, step)]
+        if not step.is_secondary and step.source_host != step.target_host
+        else []
+    )
+    migrations.do_all(request, [*works, *migrations.others(request, step)])
 
 
 def _abandon(request: Request, step: migrations.Step) -> None:

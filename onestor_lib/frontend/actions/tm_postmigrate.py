@@ -16,11 +16,8 @@ def run(request: Request) -> None:
     The other drivers are called whatever becomes of the source: they have no part in that.
     """
     step = migrations.read(request)
-    try:
-        if not step.is_secondary:
-            _retire(request, step)
-    finally:
-        migrations.call_others(request, step)
+    works = [lambda: _retire(request, step)] if not step.is_secondary else []
+    migrations.do_all(request, [*works, *migrations.others(request, step)])
 
 
 def _retire(request: Request, step: migrations.Step) -> None:

@@ -18,4 +18,5 @@ def run(request: Request) -> None:
         )
         done = Move(request, step.vm, source, target, oned.Client()).prepare(step.text)
         request.log.info(f"VM {step.vm_id} to {step.target_host}: {described(done)}")
-    migrations.call_others(request, step)
+    for call in migrations.others(request, step):
+        call()

@@ -25,7 +25,7 @@ def run(request: Request) -> None:
     client = oned.Client()
     settings, _ = vms.settings_of(request.settings, client, target)
     stdin = request.stdin.read(MAX_SIZE)
-    scripts.run(script, request.argv, stdin, step, timeout=settings.seconds("CONVERT_TIMEOUT"))
+    scripts.run(script, request.argv, stdin, step, timeout=settings.seconds("SCRIPT_TIMEOUT"))
     disks = own_disks(client.vm(vm_id))
     if words[4] != _ALL:
         disks = [f"disk.{arguments.number(words[4], 'the disk')}"]

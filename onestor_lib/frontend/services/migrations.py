@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from onestor_lib.agent.errors import InvalidInput
+from onestor_lib.agent.errors import InvalidInput, OnestorError
 from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
@@ -17,7 +19,6 @@ from onestor_lib.frontend.services import scripts
 
 _STEP = "read the VM"
 _WORDS = "src_host dst_host DIR vmid dsid"
-_TIMEOUT = 3600.0  # seconds for another driver
 
 
 class Step(NamedTuple):
@@ -81,16 +82,29 @@ def _is_vm(word: str) -> bool:
     return False
 
 
-def call_others(request: Request, step: Step) -> None:
-    """Call the same action of every other driver that the VM's disks have (contract 2.6).
+def others(request: Request, step: Step) -> list[Callable[[], None]]:
+    """The same action of every other driver that the VM's disks have (contract 2.6).
 
     Each must succeed; the error names the driver (known failure D18).
     """
     if step.is_secondary:
-        return
+        return []
     drivers = {disk.text("TM_MAD") for disk in step.vm.all("TEMPLATE/DISK")} - {"", DRIVER}
-    for driver in sorted(drivers):
-        _call(request, step, driver)
+    return [functools.partial(_call, request, step, driver) for driver in sorted(drivers)]
+
+
+def do_all(request: Request, works: Sequence[Callable[[], None]]) -> None:
+    """Do each of ``works`` whatever becomes of the others; raises the first error."""
+    first: OnestorError | None = None
+    for work in works:
+        try:
+            work()
+        except OnestorError as error:
+            if first:
+                request.log.line("ERROR", str(error))
+            first = first or error
+    if first:
+        raise first
 
 
 def _call(request: Request, step: Step, driver: str) -> None:
@@ -98,4 +112,5 @@ def _call(request: Request, step: Step, driver: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", driver):
         raise InvalidInput(what, "its name is no name of a driver")
     script = scripts.find(driver, request.action, what)
-    scripts.run(script, [*request.argv[:5], DRIVER], step.encoded, what, timeout=_TIMEOUT)
+    timeout = request.settings.seconds("SCRIPT_TIMEOUT")
+    scripts.run(script, [*request.argv[:5], DRIVER], step.encoded, what, timeout=timeout)
