@@ -97,6 +97,19 @@ def same_content(bed: Testbed, host: Node, disk: str, image_format: str, source:
     return host.run(argv, check=False).returncode == 0
 
 
+def write(node: Node, path: str, image_format: str, pattern: int, offset: str = "1M") -> None:
+    node.run(["qemu-io", "-f", image_format, "-c", f"write -P {pattern} {offset} 64k", path])
+
+
+def content(node: Node, path: str, image_format: str) -> bytes:
+    """What a guest sees of a file that is complete, or lies on others."""
+    copy = "/var/tmp/content"
+    node.run(["qemu-img", "convert", "-f", image_format, "-O", "raw", path, copy])
+    found = node.read(copy)
+    node.run(["rm", copy])
+    return found
+
+
 def vm_files(bed: Testbed, host: Node) -> dict[str, int]:
     """The files of a host with their sizes, but for those of its cache."""
     return {name: size for name, size in bed.files(host).items() if name.startswith("102/")}

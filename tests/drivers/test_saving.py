@@ -15,9 +15,11 @@ from tests.drivers.conftest import (
     RAW,
     agents,
     bridged,
+    content,
     digest,
     program_before,
     vm_files,
+    write,
 )
 from tests.oned import objects, transfer
 from tests.oned.life import Life
@@ -36,19 +38,6 @@ def running(bed: Testbed, image: Image, host: str = "host01") -> Vm:
     assert reply.success, reply.error
     bed.cloud.set_state(vm, objects.POWEROFF)
     return vm
-
-
-def write(node: Node, path: str, image_format: str, pattern: int, offset: str = "1M") -> None:
-    node.run(["qemu-io", "-f", image_format, "-c", f"write -P {pattern} {offset} 64k", path])
-
-
-def content(node: Node, path: str, image_format: str) -> bytes:
-    """What a guest sees of a file that is complete, or lies on others."""
-    copy = "/var/tmp/content"
-    node.run(["qemu-img", "convert", "-f", image_format, "-O", "raw", path, copy])
-    found = node.read(copy)
-    node.run(["rm", copy])
-    return found
 
 
 def bring_back(bed: Testbed, vm: Vm, disk: int = 0) -> Reply:
