@@ -204,14 +204,14 @@ TM_ATTRIBUTES = (
         "FREEZE_TIMEOUT",
         "seconds",
         "5",
-        "longest time a guest's file systems are frozen while its disk is saved",
+        "longest time a guest's file systems are frozen while its disk is copied",
         _SYSTEM,
     ),
     Attribute(
         "SUSPEND_TIMEOUT",
         "seconds",
         "30",
-        "longest time a guest stands still while its disk is saved, when there is no other way",
+        "longest time a guest stands still while its disk is copied, when there is no other way",
         _SYSTEM,
     ),
     Attribute(

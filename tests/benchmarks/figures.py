@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from onestor_lib.agent import client
 from onestor_lib.agent.client import AgentClient, ProcessStream
 from onestor_lib.frontend import bundle
-from tests.benchmarks import cloning, importing, moving
+from tests.benchmarks import cloning, importing, moving, snapshots
 from tests.benchmarks.measure import Figure, against, within
 from tests.cluster import Node
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
@@ -139,6 +139,8 @@ BENCHMARKS: dict[str, Callable[[Testbed], Iterator[Figure]]] = {
     "delta": cloning.delta,
     "fill-memory": cloning.fill_memory,
     "mv-thin": moving.mv_thin,
+    "snapshot-cold": snapshots.snapshot_cold,
+    "snapshot-live": snapshots.snapshot_live,
     "cp-local": importing.cp_local,
     "cp-xz": importing.cp_xz,
     "stat": importing.stat,
