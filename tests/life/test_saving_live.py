@@ -104,7 +104,7 @@ def test_E7_without_block_copies_the_guest_stands_still_for_a_moment(world: Worl
     assert is_one_moment(world, image)
     said = world.one.read("/var/tmp/virsh.log").decode()
     assert f"suspend {vm.deploy_id}" in said and f"resume {vm.deploy_id}" in said
-    assert "blockcopy is broken" in world.bed.log() and "saved another way" in world.bed.log()
+    assert "blockcopy is broken" in world.bed.log() and "copied another way" in world.bed.log()
 
 
 @pytest.mark.parametrize("agent", [False, True])
@@ -156,5 +156,5 @@ def test_E11_no_libvirt_for_other_hypervisors(world: World, vm: Vm) -> None:
     world.bed.cloud.save(vm)
     with program_before(world.one, "virsh", "touch /var/tmp/virsh-was-called"):
         error = failed(world, vm)
-    assert "run on 'lxc' cannot be saved" in error
+    assert "run on 'lxc' cannot be copied" in error
     assert not world.one.exists("/var/tmp/virsh-was-called")
