@@ -1,4 +1,4 @@
-"""The demonstration: an image becomes disks of VMs on two hosts, through the real drivers.
+"""The demonstration: an image becomes disks of VMs, which move and go back, by the real drivers.
 
 ``sudo ./install.sh --demo`` runs this. It builds a front-end and three hosts out of namespaces,
 installs onestor there, and prints each action as oned calls it, with its time and its result.
@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from tests.cluster import Node
+from tests.oned.life import Life
 from tests.oned.mads import DatastoreMad, TransferMad
+from tests.oned.objects import Vm
 from tests.oned.probe import probe_monitor_ds
 from tests.oned.reply import Reply
 from tests.oned.runner import Call
@@ -202,6 +204,8 @@ def show(table: Table, bed: Testbed) -> None:
         for name, content in FILES.items():
             table.check(f"/{name} in the clone is the same", read(host, disk, name) == content)
 
+    show_life(table, bed, vm)
+
     table.title("The probe monitor_ds on each host, copied there by onehost sync")
     for host in bed.hosts:
         for entry in probe_monitor_ds(host):
@@ -216,6 +220,32 @@ def show(table: Table, bed: Testbed) -> None:
     for node in bed.cluster.nodes:
         left = [name for name in bed.files(node, DATASTORES) if not is_cache(name)]
         table.check(f"nothing is left on {node.name} but its cache", not left)
+
+
+def show_life(table: Table, bed: Testbed, vm: Vm) -> None:
+    """What happens to a VM later: it is off, so that everything can be seen on its disk."""
+    life = Life(bed.oned)
+    (disk,) = vm.disks
+    two, one = bed.hosts[1], bed.hosts[0]
+    path = bed.disk_path(vm)
+    life.power_off(vm)
+    table.title("onevm disk-snapshot-create: snap_create; the guest has written 50 MB of 512")
+    write = f"write -q -P 7 {PARTITION + 200 * 2**20} 50M"
+    two.run(["qemu-io", "-f", "qcow2", "-c", write, path])
+    life.snapshot(vm, disk)
+    size = two.path(f"{path}.snap/0").stat().st_blocks / 2048
+    table.note(f"disk.0.snap/0 takes {size:.0f} MB")
+    table.title(
+        "onevm migrate to host01, which has the image: mv; what was written crosses, no more"
+    )
+    two.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 8 {PARTITION} 16M", path])
+    life.migrate(vm, "host01")
+    damaged = any(read(one, path, name) != content for name, content in FILES.items())
+    table.check("the files in it are damaged by now", damaged)
+    table.title("onevm disk-snapshot-revert: snap_revert")
+    life.revert(vm, disk, 0)
+    for name, content in FILES.items():
+        table.check(f"/{name} is as it was", read(one, path, name) == content)
 
 
 def is_cache(name: str) -> bool:
@@ -235,9 +265,9 @@ def arrived(bed: Testbed) -> str:
 
 
 def read(host: Node, disk: str, name: str) -> str:
-    """A file from the file system in a disk, as a guest would see it."""
+    """A file from the file system in a disk, as a guest would see it; "" for a damaged one."""
     argv = ["/bin/sh", "-c", READ_FILE, "sh", disk, str(PARTITION), name]
-    return str(host.run(argv, timeout=120).stdout)
+    return str(host.run(argv, timeout=120, check=False).stdout)
 
 
 if __name__ == "__main__":
