@@ -85,14 +85,15 @@ def layers(file: Path, image_format: str, *, within: Path, step: str) -> list[La
 
     The format of a backing file is what the overlay's header says; one that says nothing lies on
     its like. Raises :class:`Missing` for a file that is not there, :class:`NotAllowed` for one that
-    is not below the directory ``within``, and :class:`InvalidInput` for what is no file.
+    is not below the directory ``within`` or a datastore linked there, and :class:`InvalidInput` for
+    what is no file.
     """
-    allowed = os.path.realpath(within) + "/"
+    allowed = _roots(within)
     found: list[Layer] = []
     each: Layer | None = Layer(Path(os.path.realpath(file)), image_format)
     while each is not None:
         path = each.path
-        if not str(path).startswith(allowed):
+        if not any(str(path).startswith(root) for root in allowed):
             raise NotAllowed(step, f"it lies on {path}, outside of {within}", path=str(file))
         if path in [layer.path for layer in found] or len(found) == _LONGEST:
             raise InvalidInput(step, "its chain of backing files has no end", path=str(file))
@@ -101,6 +102,14 @@ def layers(file: Path, image_format: str, *, within: Path, step: str) -> list[La
         below = backing(path, each.image_format, step=step)
         each = Layer(below, _backing_format(path, step)) if below else None
     return found
+
+
+def _roots(within: Path) -> list[str]:
+    """Where files of a chain may lie: a datastore, a numbered directory, may itself be a link."""
+    found = [within]
+    with contextlib.suppress(OSError):
+        found += [each for each in within.iterdir() if each.name.isdigit() and each.is_symlink()]
+    return [os.path.realpath(each) + "/" for each in found]
 
 
 def allocated(found: list[Layer]) -> int:

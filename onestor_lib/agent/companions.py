@@ -17,6 +17,11 @@ def digest(image: Path) -> Path:
     return image.with_name(f".{image.name}.md5")
 
 
+def returned(image: Path) -> Path:
+    """Where it is written down which disk came back to the image last."""
+    return image.with_name(f".{image.name}.returned")
+
+
 def snapshots(image: Path) -> Path:
     """The directory of the image's snapshots (contract section 1.8)."""
     return image.with_name(f"{image.name}.snap")
@@ -27,5 +32,6 @@ def forget(image: Path) -> None:
 
     The ``.md5sum`` is what older drivers have left (contract section 8, trap 22).
     """
-    for note in (image.with_name(f"{image.name}.md5sum"), digest(image), manifest(image)):
+    old_drivers = image.with_name(f"{image.name}.md5sum")
+    for note in (old_drivers, digest(image), manifest(image), returned(image)):
         publish.remove(note)

@@ -59,6 +59,7 @@ def copy(
     """
     domain = Domain(live.domain, live.uri)
     disk = layers[0].path
+    _let_go_on(domain, disk)
     domain.settle(disk, patience=live.patience, step=_STEP)
     if image_format == "raw" and [layer.image_format for layer in layers] == ["raw"]:
         with extents.opened(disk) as source, extents.opened(target, write=True) as copied:
@@ -70,7 +71,7 @@ def copy(
         domain.copy_disk(
             disk, target, image_format, shallow=shallow, stall=live.stall,
             bytes_per_second=live.bytes_per_second, on_progress=call.progress,
-            at_end=domain.frozen(),
+            at_end=domain.frozen(), at_most=live.freeze_limit,
         )  # fmt: skip
         return
     except StillFrozen:
@@ -79,7 +80,7 @@ def copy(
         failures.append(str(error))
     stopping = (
         (_must_freeze(domain), live.freeze_limit),
-        (domain.suspended(), live.suspend_limit),
+        (_standing_still(domain, disk), live.suspend_limit),
     )
     for stopped, limit in stopping:
         try:
@@ -130,6 +131,33 @@ def _copy_file(
     argv = ["cp", "--reflink=auto", "--sparse=always", str(file), str(target)]
     with stopped:
         process.run(argv, timeout=limit, step=_STEP).check(_STEP, path=str(file))
+
+
+@contextlib.contextmanager
+def _standing_still(domain: Domain, disk: Path) -> Iterator[None]:
+    """Suspend the guest, with a note for whoever comes next if we are killed meanwhile."""
+    if domain.state() != "running":
+        yield
+        return
+    publish.write_file(_note(disk), b"")
+    try:
+        with domain.suspended():
+            yield
+    finally:
+        if domain.state() == "running":
+            publish.remove(_note(disk))
+
+
+def _let_go_on(domain: Domain, disk: Path) -> None:
+    """Resume a guest that an action has suspended which is dead: we have the disk's lock."""
+    if _note(disk).exists():
+        if domain.state() == "paused":
+            domain.resume()
+        publish.remove(_note(disk))
+
+
+def _note(disk: Path) -> Path:
+    return disk.parent / f".{disk.name}.suspended"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from onestor_lib.agent.errors import CommandFailed, Missing
 
 QUICK = 30.0  # seconds for a question
 _FREEZE = 10.0  # seconds for the guest agent to freeze or thaw (known failure F11)
-_THAWS = 3  # tries to thaw a guest that was frozen
+_TRIES = 3  # to thaw or resume a guest that was stopped
 _PAUSE = 0.1  # seconds between two looks at a block job, growing up to the next
 _LONGEST_PAUSE = 1.0
 _GONE = ("domain not found", "failed to get domain", "no domain with matching")
@@ -97,13 +97,15 @@ class Domain:
         bytes_per_second: int,
         on_progress: Callable[[int, int], None],
         at_end: contextlib.AbstractContextManager[object],
+        at_most: float,
     ) -> None:
         """Copy a disk, its whole chain or with ``shallow`` its topmost file, to ``target``.
 
         That file exists, and of a ``shallow`` copy it names the same backing file; the domain and
         its bitmaps stay as they are. The guest goes on meanwhile; the copy is the state at one
-        moment, at the end, around which ``at_end`` is entered. Without progress for ``stall``
-        seconds it fails. However this ends there is no job left.
+        moment, at the end, around which ``at_end`` is entered for ``at_most`` seconds. When for
+        ``stall`` seconds what is left to copy becomes no less it fails. However this ends there is
+        no job left.
         """
         step = "copy the running disk"
         disk = self.disk(file)
@@ -113,23 +115,24 @@ class Domain:
             argv += ["--shallow"]
         if bytes_per_second:
             argv += ["--bytes", "--bandwidth", str(bytes_per_second)]
-        result = self._virsh(*argv)
-        if not result.ok and b"permission denied" in result.stderr.lower():
-            # Known failure F14: the kernel's words alone have sent many people searching.
-            raise CommandFailed(step, f"{result.reason}; {_CONFINED}", path=str(file))
-        result.check(step, path=str(file))
         try:
+            result = self._virsh(*argv)
+            if not result.ok and b"permission denied" in result.stderr.lower():
+                # Known failure F14: the kernel's words alone have sent many people searching.
+                raise CommandFailed(step, f"{result.reason}; {_CONFINED}", path=str(file))
+            result.check(step, path=str(file))
             self._wait_ready(file, disk.target, step, stall, on_progress)
             with at_end:
-                self.end_job(disk.target, step)
+                self.end_job(disk.target, step, timeout=at_most)
         except BaseException:
             with contextlib.suppress(Exception):
-                self.end_job(disk.target, step)
+                if self.disk(file).copy in ("", str(target)):  # also one that was just begun
+                    self.end_job(disk.target, step)
             raise
 
-    def end_job(self, target: str, step: str) -> None:
+    def end_job(self, target: str, step: str, *, timeout: float = QUICK) -> None:
         """End a block job; what it has mirrored, if it has caught up, is complete."""
-        self._virsh("blockjob", self.name, target, "--abort").check(step)
+        self._virsh("blockjob", self.name, target, "--abort", timeout=timeout).check(step)
 
     def settle(self, file: Path, *, patience: float, step: str) -> None:
         """Wait for a block job on the disk to end, then cancel it (known failure E10).
@@ -155,12 +158,14 @@ class Domain:
         The guest thaws whatever happens, also when freezing failed half-way. Raises
         :class:`StillFrozen` when it does not (known failure F10).
         """
-        froze = False
+        may_be_frozen = True  # until it is known that nothing has been frozen
         try:
-            froze = self._virsh("domfsfreeze", self.name, timeout=_FREEZE).ok
-            yield froze
+            result = self._virsh("domfsfreeze", self.name, timeout=_FREEZE)
+            # One that takes too long is not undone by our leaving: it may be done any moment.
+            may_be_frozen = result.ok or result.timed_out
+            yield result.ok
         finally:
-            self._thaw(tries=_THAWS if froze else 1, must=froze)
+            self._thaw(tries=_TRIES if may_be_frozen else 1, must=may_be_frozen)
 
     def _thaw(self, *, tries: int, must: bool) -> None:
         for _ in range(tries):
@@ -173,14 +178,22 @@ class Domain:
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """Let the guest stand still for the block."""
-        was_running = self.state() == "running"
-        if was_running:
-            self._virsh("suspend", self.name).check("suspend the domain")
+        if self.state() != "running":
+            yield
+            return
         try:
+            self._virsh("suspend", self.name).check("suspend the domain")
             yield
         finally:
-            if was_running:
-                self._virsh("resume", self.name).check("resume the domain")
+            self.resume()
+
+    def resume(self) -> None:
+        """Let the guest go on; raises :class:`CommandFailed` when it does not."""
+        for _ in range(_TRIES):
+            result = self._virsh("resume", self.name)
+            if result.ok or self.state() == "running":
+                return
+        result.check("resume the domain")
 
     def _job(self, target: str) -> bool:
         """Whether a block job works on the disk, whatever kind it is."""
@@ -205,7 +218,7 @@ class Domain:
         stall: float,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        last: tuple[int, int] | None = None
+        least: int | None = None  # bytes left: a guest may write faster than the copy goes
         moved = time.monotonic()
         for pause in _pauses():
             disk = self.disk(file)
@@ -214,10 +227,9 @@ class Domain:
             if not disk.has_job:
                 raise CommandFailed(step, "the block job has ended by itself", path=str(file))
             now = self._progress(target)
-            if now != last:
-                last, moved = now, time.monotonic()
-                if now:
-                    on_progress(*now)
+            if now and (least is None or now[1] - now[0] < least):
+                least, moved = now[1] - now[0], time.monotonic()
+                on_progress(*now)
             if time.monotonic() - moved > stall:
                 raise CommandFailed(step, f"nothing moved for {stall:.0f} s", path=str(file))
             time.sleep(pause)

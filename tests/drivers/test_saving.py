@@ -57,7 +57,7 @@ def image_files(bed: Testbed, image: Image, node: Node | None = None) -> set[str
     """What lies in the image datastore under the image's name."""
     name = os.path.basename(image.source)
     files = bed.files(node or bed.frontend, f"{DATASTORES}/101")
-    return {found for found in files if name in found}
+    return {found for found in files if name in found and not found.endswith(".returned")}
 
 
 @pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
@@ -98,6 +98,71 @@ def test_E6_L6_a_persistent_disk_goes_back_with_its_snapshots(bed: Testbed, sour
     later = running(bed, image, "host02")
     assert digest(bed.hosts[1], bed.disk_path(later)) == now
     assert digest(bed.hosts[1], f"{bed.disk_path(later)}.snap/123") == wanted["123"]
+
+
+def test_trap22_an_epilog_that_is_repeated_when_the_directory_is_gone(bed: Testbed) -> None:
+    """The delete of its last line was done, and its answer was lost."""
+    image = bed.image(MEDIUM, persistent=True)
+    vm = running(bed, image)
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    write(host, disk, "raw", 9)
+    now = digest(host, disk)
+    assert bring_back(bed, vm).success
+    host.run(["rm", "-rf", os.path.dirname(disk)])
+    reply = bring_back(bed, vm)
+    assert reply.success, reply.error
+    assert digest(bed.frontend, image.source) == now
+    assert not host.exists(os.path.dirname(disk))
+    # Another VM has had the image since: what it brought back is not this one's.
+    later = running(bed, image)
+    assert bring_back(bed, later).success
+    reply = bring_back(bed, vm)
+    assert not reply.success and "nothing says that it is back" in reply.error
+
+
+def test_trap8_an_image_that_was_released_meanwhile_is_left_alone(bed: Testbed) -> None:
+    """oned has cancelled the action, and does not end it."""
+    image = bed.image(MEDIUM, persistent=True)
+    vm = running(bed, image)
+    write(bed.hosts[0], bed.disk_path(vm), "raw", 9)
+    before = digest(bed.frontend, image.source)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.CLEANUP_DELETE)
+    reply = bring_back(bed, vm)
+    assert not reply.success and "is being deleted" in reply.error
+    assert digest(bed.frontend, image.source) == before
+    assert bed.hosts[0].exists(bed.disk_path(vm))
+
+
+def test_D10_datastores_that_are_links(bed: Testbed) -> None:
+    """On the host and on the front-end, as administrators put them on other file systems."""
+    host, life = bed.hosts[0], Life(bed.oned)
+    for node, number in ((host, 102), (bed.frontend, 101)):
+        script = f"mkdir /var/tmp/big && ln -s /var/tmp/big {DATASTORES}/{number}"
+        node.run(["sh", "-c", f"rm -rf {DATASTORES}/{number} && {script}"])
+    try:
+        image, other = bed.image(MEDIUM_QCOW2, persistent=True), bed.image(MEDIUM_QCOW2)
+        vm = bed.vm(image, other)
+        reply = bed.oned.instantiate(vm, "host01", bed.system)
+        assert reply.success, reply.error
+        bed.cloud.set_state(vm, objects.POWEROFF)
+        for disk in vm.disks:
+            path = bed.disk_path(vm, disk.id)
+            assert life.snapshot(vm, disk).success
+            write(host, path, "qcow2", 5)
+            assert life.resize(vm, disk, 9).success
+            saved = life.save_as(vm, disk)
+            assert saved.state == READY, saved.template
+            seen = content(host, path, "qcow2")
+            assert content(bed.frontend, saved.source, "qcow2") == seen
+            reply = life.revert(vm, disk, 0)
+            assert reply.success, reply.error
+        now = content(host, bed.disk_path(vm), "qcow2")
+        reply = bed.oned.terminate(vm)
+        assert reply.success, reply.error
+        assert content(bed.frontend, image.source, "qcow2") == now
+    finally:
+        for node, number in ((host, 102), (bed.frontend, 101)):
+            node.run(["rm", "-rf", f"{DATASTORES}/{number}", "/var/tmp/big"])
 
 
 def test_L13_a_disk_nobody_can_account_for_leaves_the_image_alone(bed: Testbed) -> None:

@@ -154,11 +154,15 @@ class TestContext:
         path = f"{DATASTORES}/102/{vm.id}/disk.{vm.context['DISK_ID']}"
         old = bed.hosts[0].path(path).open("rb")
         before = old.read()
-        for name in ("one", "two"):
-            bed.frontend.write(f"/var/tmp/{name}", f"content of {name}")
-        bed.frontend.write("/var/tmp/context.sh", "A='2'\n")
-        files = "/var/tmp/one:'my file' /var/tmp/two"
-        line = f"CONTEXT onestor /var/tmp/context.sh {files} host01:{path} {vm.id} 102"
+        one, two = f"{DATASTORES}/103/{'1' * 32}", "/var/tmp/two"
+        for name, file in (("one", one), ("two", two)):
+            bed.frontend.write(file, f"content of {name}")
+        vm.context["FILES"] = two  # an administrator has put it there
+        bed.cloud.save(vm)
+        script = f"/var/lib/one/vms/{vm.id}/context.sh"
+        bed.frontend.write(script, "A='2'\n")
+        files = f"{one.replace('/one/', '/one//')}:'my file' {two}"
+        line = f"CONTEXT onestor {script} {files} host01:{path} {vm.id} 102"
         reply = bed.oned.vmm.run_line(line)
         assert reply.success, reply.error
         assert self.extract(bed, vm, "my file") == b"content of one"
@@ -172,18 +176,26 @@ class TestContext:
     @pytest.mark.parametrize(
         ("files", "expected"),
         [
-            ("/var/tmp/nothing", "no such file"),
-            ("/var/tmp/context.sh:'../up'", "is no name of a file"),
+            ("/var/lib/one/datastores/103/nothing:'x'", "no such file"),
+            ("/var/lib/one/datastores/103/one:'../up'", "is no name of a file"),
             ("/var/tmp/other/context.sh", "is called context.sh too"),
             ("../context.sh", "is no absolute path"),
+            # A file of a file datastore whose owner has called it x' /var/lib/...:'y
+            ("{one}:'x' /var/lib/one/.one/one_auth:'y'", "no file of this VM's context"),
+            ("{one}:'x' /var/lib/one/.one/one_auth", "no file of this VM's context"),
+            ("{one}:'x' /var/lib/one/datastores/101/{hex}:'y'", "no file of this VM's context"),
+            ("{one}:'x' /var/lib/one/datastores/999/{hex}:'y'", "datastore 999"),
         ],
     )
     def test_files_that_cannot_be(self, bed: Testbed, files: str, expected: str) -> None:
         vm = start(bed, bed.cloud.volatile_disk(1), context={"A": "1"})
         path = f"{DATASTORES}/102/{vm.id}/disk.{vm.context['DISK_ID']}"
-        bed.frontend.write("/var/tmp/context.sh", "A='2'\n")
+        script, one = f"/var/lib/one/vms/{vm.id}/context.sh", f"{DATASTORES}/103/{'1' * 32}"
+        bed.frontend.write(script, "A='2'\n")
+        bed.frontend.write(one, "content of one")
         before = digest(bed.hosts[0], path)
-        line = f"CONTEXT onestor /var/tmp/context.sh {files} host01:{path} {vm.id} 102"
+        files = files.format(one=one, hex="1" * 32)
+        line = f"CONTEXT onestor {script} {files} host01:{path} {vm.id} 102"
         reply = bed.oned.vmm.run_line(line)
         assert not reply.success and expected in reply.error
         assert digest(bed.hosts[0], path) == before

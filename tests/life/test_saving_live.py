@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import wait_until
-from tests.drivers.conftest import program_before
+from tests.drivers.conftest import agents, program_before
 from tests.life.conftest import SOURCES, World
 from tests.oned import objects, transfer
 from tests.oned.objects import IMAGE_ERROR, READY, Image, Vm
+from tests.testbed import DATASTORES
 
 
 @pytest.fixture
@@ -158,3 +159,49 @@ def test_E11_no_libvirt_for_other_hypervisors(world: World, vm: Vm) -> None:
         error = failed(world, vm)
     assert "run on 'lxc' cannot be copied" in error
     assert not world.one.exists("/var/tmp/virsh-was-called")
+
+
+def test_E7_a_guest_that_a_killed_action_has_suspended_goes_on_with_the_next(
+    world: World, vm: Vm
+) -> None:
+    slow = "touch /var/tmp/slow; sleep 60"
+    world.one.run(["rm", "-f", "/var/tmp/slow"])
+    with (
+        program_before(world.one, "virsh", failing("blockcopy")),
+        program_before(world.one, "cp", slow),
+    ):
+        world.bed.cloud.set_state(vm, objects.ACTIVE, objects.HOTPLUG_SAVEAS)
+        line = transfer.save_as(vm, vm.disks[0], f"{DATASTORES}/101/{'0' * 32}", -1)
+        call = world.bed.oned.transfer_mad.start_script(line)
+        wait_until(lambda: world.one.exists("/var/tmp/slow"), "the guest stands still")
+        world.one.run(["kill", "-KILL", *map(str, agents(world.one))])
+        assert not call.wait().success
+    assert world.kvm.state(vm, "host01") == "paused"
+    assert is_one_moment(world, saved(world, vm))
+    assert world.kvm.state(vm, "host01") == "running"
+
+
+@pytest.mark.parametrize("word", ["suspend", "blockcopy"])
+def test_E7_E8_an_action_that_is_ended_just_then(world: World, vm: Vm, word: str) -> None:
+    """libvirt has done what it was asked, and virsh has not told so yet."""
+    done = 'touch /var/tmp/asked; /usr/bin/virsh "$@"; sleep 60'
+    script = f'case " $* " in *" {word} "*) {done};; esac\n'
+    if word == "suspend":
+        script += failing("blockcopy")
+    else:
+        script += 'exec /usr/bin/virsh "$@"'
+    world.one.run(["rm", "-f", "/var/tmp/asked"])
+    with program_before(world.one, "virsh", script):
+        world.bed.cloud.set_state(vm, objects.ACTIVE, objects.HOTPLUG_SAVEAS)
+        line = transfer.save_as(vm, vm.disks[0], f"{DATASTORES}/101/{'0' * 32}", -1)
+        call = world.bed.oned.transfer_mad.start_script(line)
+        wait_until(lambda: world.one.exists("/var/tmp/asked"), "it is asked")
+        if word == "suspend":
+            wait_until(lambda: world.kvm.state(vm, "host01") == "paused", "it is done")
+        else:
+            xml = ("host01", "dumpxml", f"one-{vm.id}")
+            wait_until(lambda: "mirror" in world.kvm.virsh(*xml), "it is done")
+        call.kill(15)
+        assert not call.wait().success
+        wait_until(lambda: world.kvm.state(vm, "host01") == "running", "the guest goes on")
+        wait_until(lambda: "mirror" not in world.kvm.virsh("host01", "dumpxml", f"one-{vm.id}"), "")

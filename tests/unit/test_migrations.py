@@ -14,7 +14,7 @@ from onestor_lib.frontend import config, xml
 from onestor_lib.frontend.actions import tm_context
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import backups, migrations, moving
+from onestor_lib.frontend.services import backups, migrations, moving, scripts
 
 VM = b"<VM><ID>7</ID><NAME>\xc3\xa9</NAME></VM>"
 WORDS = ["host01", "host02", "/var/lib/one//datastores/102/7", "7", "102"]
@@ -92,7 +92,7 @@ def test_only_our_own_driver_gets_another_name() -> None:
     ],
 )
 def test_trap16_files_of_a_context(words: list[str], expected: dict[str, str]) -> None:
-    assert tm_context._named(words) == expected
+    assert tm_context._named_files(words) == expected
 
 
 def test_a_script_is_looked_for_where_the_drivers_are(
@@ -128,3 +128,40 @@ def test_D12_each_driver_is_called_and_the_first_error_counts() -> None:
     assert done == ["first", "second", "third"]
     assert "second" in said.getvalue() and "third" in said.getvalue()
     migrations.do_all(asked, [lambda: None])
+
+
+def backup_request(mode: str, disks: str, *words: str) -> Request:
+    vm = (
+        f"<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>0</DISK_ID><FORMAT>qcow2</FORMAT></DISK>"
+        "<DISK><DISK_ID>1</DISK_ID><FORMAT>raw</FORMAT><TYPE>CDROM</TYPE></DISK>"
+        "<DISK><DISK_ID>2</DISK_ID><FORMAT>raw</FORMAT></DISK></TEMPLATE>"
+        f"<BACKUPS><BACKUP_CONFIG><MODE>{mode}</MODE></BACKUP_CONFIG></BACKUPS></VM>"
+    )
+    settings = config.Settings(config.TM_ATTRIBUTES, {})
+    argv = ["host01:/var/lib/one/datastores/102/7", disks, *words]
+    log = Log("prebackup")
+    return Request("tm", "prebackup", argv, io.BytesIO(vm.encode()), settings, log)
+
+
+@pytest.mark.parametrize(
+    ("mode", "disks", "words", "is_refused"),
+    [
+        ("INCREMENT", "0:1", ("one-7", "3", "7", "102"), False),  # a CD-ROM is raw, and no disk
+        ("INCREMENT", "0:1:", ("7", "102"), False),  # 6.6 without a deployment id (trap 18)
+        ("INCREMENT", "0:2", ("one-7", "-", "7", "102"), True),
+        ("FULL", "0:2", ("one-7", "-", "7", "102"), False),
+    ],
+)
+def test_which_backups_are_possible(
+    monkeypatch: pytest.MonkeyPatch, mode: str, disks: str, words: tuple[str, ...], is_refused: bool
+) -> None:
+    handed: list[str] = []
+    monkeypatch.setattr(scripts, "find", lambda *words: Path("/script"))
+    monkeypatch.setattr(scripts, "become", lambda *words: handed.append(words[0]))
+    asked = backup_request(mode, disks, *words)
+    if is_refused:
+        with pytest.raises(InvalidInput, match="disk 2 is raw"):
+            backups.hand_over(asked)
+    else:
+        backups.hand_over(asked)
+    assert bool(handed) is not is_refused

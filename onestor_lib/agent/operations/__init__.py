@@ -17,6 +17,7 @@ OPERATIONS = {
     "disk.save": "saving:prepare",
     "disk.returned": "saving:returned",
     "image.replace": "saving:replace",
+    "image.returned": "saving:returned_by",
     "disk.snapshot": "disk_snapshots:create",
     "disk.snapshot_live": "disk_snapshots:create_live",
     "disk.revert": "disk_snapshots:revert",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def prepare(
     disk = Path(path)
     priority.lower(**bulk)
     publish.sweep(disk.parent)
+    publish.sweep(vm_directory.snapshots_path(disk))
     source = disk if snapshot is None else vm_directory.snapshots_path(disk) / str(snapshot)
     if snapshot is None and not os.path.lexists(disk):
         return {"there": False, "record": vm_directory.read_record(disk)}
@@ -74,7 +76,9 @@ def prepare(
         if with_snapshots:
             inside = os.path.realpath(disk)
             for each in _snapshots(disk):
-                if str(each) != inside:  # other drivers' chains: the newest file is the disk
+                if (
+                    os.path.realpath(each) != inside
+                ):  # other drivers' chains: the newest file is the disk
                     found[each.name] = maker.of(each)
     except OSError as error:
         raise from_os_error(_STEP, error, path="" if error.filename else path) from error
@@ -114,14 +118,17 @@ def replace(
     snapshots: dict[str, int],
     sparse: bool,
     check_space: bool,
+    returned_from: dict[str, Any] | None,
     bulk: dict[str, Any],
 ) -> None:
     """Let the image ``path`` of the datastore ``base`` have new content, and these snapshots.
 
     The front-end is asked for the ``content`` of each: ``size`` and those of the snapshots are in
-    bytes. Until all is there and verified the image is what it was.
+    bytes. Until all is there and verified the image is what it was. ``returned_from`` says which
+    disk comes back, for :func:`returned_by`.
     """
-    image = paths.inside(path, base, step=_STEP)
+    name = paths.inside(path, base, step=_STEP).name
+    image = Path(os.path.dirname(path), name)  # as the front-end calls it: it checks names, too
     mounts.require(base, required=False, step=_STEP)
     priority.lower(**bulk)
     try:
@@ -143,12 +150,28 @@ def replace(
             call.ask("wanted")
             version = Version.of(new.stat())
             replacement.decide(prepared, image, has_snapshots=bool(snapshots))
+        if returned_from:
+            note = json.dumps(returned_from).encode("ascii") + b"\n"
+            publish.write_file(companions.returned(image), note)
         with contextlib.suppress(OSError):
             kept = origin.Origin(image)
             if kept.version == version:
                 kept.keep(manifest)
     except OSError as error:
         raise from_os_error(_STEP, error, path="" if error.filename else path) from error
+
+
+def returned_by(call: Call, *, path: str, base: str) -> dict[str, Any]:
+    """The disk whose return was the last change of an image; nothing when it was another one.
+
+    It tells a repeated epilog, whose VM directory is gone already, that all is well (trap 22).
+    """
+    note = companions.returned(paths.inside(path, base, step=_STEP))
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(note.read_bytes())
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 class _Complete:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import process
-from onestor_lib.agent.errors import CommandFailed, InvalidInput, Missing
-from onestor_lib.frontend import arguments, oned
+from onestor_lib.agent import process, publish
+from onestor_lib.agent.errors import CommandFailed, InvalidInput, Missing, NotAllowed
+from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import transfer, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 _STEP = "make the context"
 _LABEL = "CONTEXT"
+_FILE_DATASTORE = "2"  # TYPE
 _TIMEOUT = 600.0  # seconds; the files of a context are small
 _TOOLS = (["genisoimage"], ["mkisofs"], ["xorriso", "-as", "mkisofs"])
 # "path:'name'" as oned writes a file of a file datastore, or a path alone.
@@ -36,8 +38,11 @@ def run(request: Request) -> None:
     sequence = vms.sequence(known)
     settings, _ = vms.settings_of(request.settings, client, target)
     hosts = Hosts(settings, request.log)
-    with tempfile.TemporaryDirectory(prefix="onestor-context-") as scratch:
-        image = _make(Path(scratch), _named(files))
+    sources = _Sources(client, known)
+    common = Path(tempfile.gettempdir())
+    publish.sweep(common)  # what a killed one has left has passwords in it
+    with publish.temporary_directory(common / "onestor-context") as scratch:
+        image = _make(scratch, _named_files(files, sources.require))
         with hosts.local_agent() as here, hosts.agent(target.host) as host:
 
             def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +71,43 @@ def run(request: Request) -> None:
     request.log.info(f"VM {target.vm_id} {target.name} on {target.host}: context")
 
 
-def _named(words: list[str]) -> dict[str, str]:
-    """The files by their names on the image.
+class _Sources:
+    """The files that a VM may have in its context.
+
+    A file's name is its owner's to choose, and oned writes it as it is between quotes: it may look
+    like more words. So what a word names must be what oned can have meant.
+    """
+
+    def __init__(self, client: oned.Client, vm: xml.Element) -> None:
+        self._client = client
+        # A user cannot set FILES: oned restricts that attribute to administrators.
+        self._given = set(vm.text("TEMPLATE/CONTEXT/FILES").split())
+        self._id = vm.text("ID")
+
+    def require(self, path: str, named: bool) -> None:
+        """Raise :class:`NotAllowed` for what is neither ours to read nor meant."""
+        if named:
+            allowed = self._is_in_file_datastore(path)
+        else:
+            own = re.fullmatch(rf"/.*/{re.escape(self._id)}/context\.sh", path)
+            allowed = bool(own) or path in self._given
+        if not allowed:
+            raise NotAllowed(_STEP, "no file of this VM's context", path=path)
+
+    def _is_in_file_datastore(self, path: str) -> bool:
+        directory, _, name = path.rpartition("/")
+        datastore = os.path.basename(directory)
+        if not datastore.isascii() or not datastore.isdigit() or not name:
+            return False
+        found = self._client.datastore(int(datastore))
+        base = os.path.normpath(found.text("BASE_PATH"))
+        return found.text("TYPE") == _FILE_DATASTORE and os.path.normpath(directory) == base
+
+
+def _named_files(
+    words: list[str], require: Callable[[str, bool], None] = lambda path, named: None
+) -> dict[str, str]:
+    """The files by their names on the image; ``require`` looks whether each may be there.
 
     oned's line was split at blanks, those in a file's name too: they come together again.
     """
@@ -79,6 +119,7 @@ def _named(words: list[str]) -> dict[str, str]:
             raise InvalidInput(_STEP, f"{name!r} is no name of a file", path=path)
         if found.setdefault(name, path) != path:
             raise InvalidInput(_STEP, f"{found[name]} is called {name} too", path=path)
+        require(path, match["path"] is not None)
     return found
 
 

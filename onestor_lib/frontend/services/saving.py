@@ -27,7 +27,7 @@ class Saving:
     def __init__(self, request: Request, *, place: str, source: str, vm: str, datastore: str):
         self.target = vms.disk_path(place, vm)
         self.source = arguments.checked_path(arguments.arg_path(source))
-        client = oned.Client()
+        self._client = client = oned.Client()
         self.vm = client.vm(self.target.vm_id)
         self.disk = vms.describe(self.vm, self.target)
         self.settings, found = vms.settings_of(
@@ -49,17 +49,15 @@ class Saving:
         begin = time.monotonic()
         with self._hosts.agent(self.target.host, sends=True) as host:
             ready = self._prepare(host, snapshot=None, with_snapshots=True, live=None)
-            sent = 0
-            if ready["there"]:
-                sent = self._replace(host, ready)
-            else:
-                self._require_returned(ready["record"])
             record = vms.record_of(self._action, self.vm, self.target, self.disk.image_id)
-            host.call(
-                "disk.returned",
-                path=self.target.path,
-                record={**record, "source": self.source},
-            )
+            note = {**record, "source": self.source}
+            if ready["there"]:
+                returned = {**note, "disk": self.target.name, "host": self.target.host}
+                sent = self._replace(host, ready, returned)
+                host.call("disk.returned", path=self.target.path, record=note)
+            else:
+                self._require_returned(ready["record"], note)
+                return
         self._tell(sent, begin)
 
     def copy(self, snapshot: int | None) -> None:
@@ -96,8 +94,11 @@ class Saving:
         )
         return ready
 
-    def _replace(self, host: AgentClient, ready: dict[str, Any]) -> int:
+    def _replace(
+        self, host: AgentClient, ready: dict[str, Any], returned: dict[str, Any] | None = None
+    ) -> int:
         """Let the image have what is ``ready`` on the host; the bytes that were sent."""
+        sequence = vms.sequence(self.vm)
         crashpoints.reach("frontend.prepared")
         sent = 0
         items = {"image": ready["image"], **ready["snapshots"]}
@@ -106,6 +107,8 @@ class Saving:
             def answer(question: dict[str, Any]) -> dict[str, Any]:
                 nonlocal sent
                 if question["ask"] == "wanted":
+                    # A cancelled action goes on, and the image may be somebody else's (trap 8).
+                    vms.require_wanted(self._client, self.target.vm_id, sequence, self._log)
                     return {}
                 self._require_allowed(question, store.host, items)
                 brought = transfer.bring(
@@ -131,6 +134,7 @@ class Saving:
                 snapshots={name: facts["size"] for name, facts in ready["snapshots"].items()},
                 sparse=self.settings.yes("SPARSE"),
                 check_space=self.settings.yes("CHECK_FREE_SPACE"),
+                returned_from=returned,
                 bulk=self._hosts.bulk_priority(),
             )
         crashpoints.reach("frontend.saved")
@@ -160,14 +164,24 @@ class Saving:
         if question["item"] not in items:
             raise NotAllowed("bring content", f"no {question['item']!r} is wanted", host=host)
 
-    def _require_returned(self, record: dict[str, Any]) -> None:
-        """Raise :class:`Missing` unless the disk is back in its image already (trap 22)."""
+    def _require_returned(self, record: dict[str, Any], note: dict[str, str | int]) -> None:
+        """Raise :class:`Missing` unless the disk is back in its image already (trap 22).
+
+        What was left beside the disk tells, or, when that is gone with the VM's directory, beside
+        the image.
+        """
         where = f"{self.target.name} on {self.target.host}"
-        if record.get("action") == self._action and record.get("source") == self.source:
-            self._log.info(f"VM {self.target.vm_id} {where} is back in {self.source} already")
-            return
-        cause = f"it is not there, and nothing says that it is back in {self.source}"
-        raise Missing(_STEP, cause, host=self.target.host, path=self.target.path)
+        is_back = (record.get("action"), record.get("source")) == (self._action, self.source)
+        if not is_back:
+            base = arguments.checked_path(self._datastore.text("BASE_PATH"))
+            with self._store() as store:
+                known = store.call("image.returned", path=self.source, base=base)
+            wanted = {**note, "disk": self.target.name, "host": self.target.host}
+            is_back = all(known.get(key) == value for key, value in wanted.items())
+        if not is_back:
+            cause = f"it is not there, and nothing says that it is back in {self.source}"
+            raise Missing(_STEP, cause, host=self.target.host, path=self.target.path)
+        self._log.info(f"VM {self.target.vm_id} {where} is back in {self.source} already")
 
     def _tell(self, sent: int, begin: float) -> None:
         self._log.info(
