@@ -18,7 +18,7 @@ from typing import NamedTuple
 from onestor_lib.agent import chain, extents, process, publish, qemu_img
 from onestor_lib.agent.dialogue import Dialogue
 from onestor_lib.agent.errors import CommandFailed, OnestorError
-from onestor_lib.agent.virsh import Domain, StillFrozen
+from onestor_lib.agent.virsh import Domain, Stuck
 
 _STEP = "copy the running disk"
 
@@ -61,10 +61,9 @@ def copy(
     disk = layers[0].path
     _let_go_on(domain, disk)
     domain.settle(disk, patience=live.patience, step=_STEP)
-    if image_format == "raw" and [layer.image_format for layer in layers] == ["raw"]:
-        with extents.opened(disk) as source, extents.opened(target, write=True) as copied:
-            if _share(domain, source, copied, target.parent):
-                return
+    is_raw = image_format == "raw" and [layer.image_format for layer in layers] == ["raw"]
+    if is_raw and _share(domain, disk, target, live):
+        return
     failures = []
     try:
         _prepare(target, layers[0], image_format, options, shallow=shallow)
@@ -74,7 +73,7 @@ def copy(
             at_end=domain.frozen(), at_most=live.freeze_limit,
         )  # fmt: skip
         return
-    except StillFrozen:
+    except Stuck:
         raise
     except OnestorError as error:
         failures.append(str(error))
@@ -90,22 +89,28 @@ def copy(
                 _copy_stopped(stopped, limit, layers, target, image_format, timeout)
             call.log("WARN", f"{'; '.join(failures)}; copied another way")
             return
-        except StillFrozen:
+        except Stuck:
             raise
         except OnestorError as error:
             failures.append(str(error))
     raise CommandFailed(_STEP, "; ".join(failures), path=str(disk))
 
 
-def _share(domain: Domain, source: int, target: int, directory: Path) -> bool:
+def _share(domain: Domain, disk: Path, target: Path, live: Live) -> bool:
     """Let ``target`` share all blocks of a raw file; the state at one moment (ioctl_ficlone(2)).
 
-    All that the hypervisor has told its guest is written is in that file.
+    All that the hypervisor has told its guest is written is in that file. False where that is not
+    possible, or takes longer than a guest may be frozen.
     """
-    if not extents.can_share(directory):
+    if not extents.can_share(target.parent):
         return False
-    with domain.frozen():
-        return extents.reflink(source, target)
+    argv = ["cp", "--reflink=always", str(disk), str(target)]
+    with domain.frozen() as froze:
+        limit = live.freeze_limit if froze else live.stall
+        done = process.run(argv, timeout=limit, step=_STEP)
+    if not done.ok:
+        os.truncate(target, 0)
+    return done.ok
 
 
 def _copy_stopped(

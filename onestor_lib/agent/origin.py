@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import companions, extents, replacement, transfer
+from onestor_lib.agent import companions, extents, publish, replacement, transfer
 from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.record import Record
@@ -87,6 +87,9 @@ def describe(path: Path, image_format: str, *, snapshots: bool) -> dict[str, Any
     failure A14). Raises :class:`Missing` and :class:`InvalidInput`.
     """
     replacement.finish(path)
+    if snapshots:  # it is given to a VM, which may change it: who brought it back last is history
+        with contextlib.suppress(OSError):
+            publish.remove(companions.returned(path))
     version, allocated, virtual = _facts(path, image_format)
     found: dict[str, int] = {}
     snapshots_allocated = 0

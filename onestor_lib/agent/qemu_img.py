@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ QEMU_IMG = "qemu-img"
 QUICK = 60.0  # seconds for work on metadata
 _FLOCK = struct.Struct("hhxxxxqqixxxx")  # struct flock of fcntl(2), 64 bits
 _F_OFD_GETLK = 36
+_PAUSE = 0.2  # seconds between two looks
 _WRITER = 101  # the byte that whoever writes to an image has locked
 
 
@@ -35,6 +37,19 @@ def require_unused(path: Path, *, step: str) -> None:
         found = fcntl.fcntl(file, _F_OFD_GETLK, wanted)
     if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
         raise InUse(step, "a running VM uses it", path=str(path))
+
+
+def await_unused(path: Path, *, patience: float, step: str) -> None:
+    """:func:`require_unused`, once ``patience`` seconds are over."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            require_unused(path, step=step)
+            return
+        except InUse:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
 
 
 def bitmaps(path: Path, *, step: str) -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from onestor_lib.agent import process, publish
-from onestor_lib.agent.errors import CommandFailed, Missing
+from onestor_lib.agent import process, publish, signals
+from onestor_lib.agent.errors import CommandFailed, Missing, OnestorError, Terminated
 
 QUICK = 30.0  # seconds for a question
 _FREEZE = 10.0  # seconds for the guest agent to freeze or thaw (known failure F11)
@@ -26,8 +26,16 @@ _GONE = ("domain not found", "failed to get domain", "no domain with matching")
 _CONFINED = "likely AppArmor keeps qemu from the file: see its messages in the kernel's log"
 
 
-class StillFrozen(CommandFailed):
-    """The guest's file systems were frozen and do not thaw: nothing else may be tried."""
+class Stuck(CommandFailed):
+    """What was begun does not end: nothing else may be tried."""
+
+
+class StillFrozen(Stuck):
+    """The guest's file systems were frozen and do not thaw."""
+
+
+class StillCopying(Stuck):
+    """A block job goes on that writes a file of ours."""
 
 
 class Disk(NamedTuple):
@@ -96,14 +104,15 @@ class Domain:
         stall: float,
         bytes_per_second: int,
         on_progress: Callable[[int, int], None],
-        at_end: contextlib.AbstractContextManager[object],
+        at_end: contextlib.AbstractContextManager[bool],
         at_most: float,
     ) -> None:
         """Copy a disk, its whole chain or with ``shallow`` its topmost file, to ``target``.
 
         That file exists, and of a ``shallow`` copy it names the same backing file; the domain and
         its bitmaps stay as they are. The guest goes on meanwhile; the copy is the state at one
-        moment, at the end, around which ``at_end`` is entered for ``at_most`` seconds. When for
+        moment, at the end, around which ``at_end`` is entered, for ``at_most`` seconds if that says
+        that the guest is frozen. When for
         ``stall`` seconds what is left to copy becomes no less it fails. However this ends there is
         no job left.
         """
@@ -122,13 +131,36 @@ class Domain:
                 raise CommandFailed(step, f"{result.reason}; {_CONFINED}", path=str(file))
             result.check(step, path=str(file))
             self._wait_ready(file, disk.target, step, stall, on_progress)
-            with at_end:
-                self.end_job(disk.target, step, timeout=at_most)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                if self.disk(file).copy in ("", str(target)):  # also one that was just begun
-                    self.end_job(disk.target, step)
+            with at_end as froze:
+                self.end_job(disk.target, step, timeout=at_most if froze else QUICK)
+        except OnestorError as error:
+            self._abandon(file, target, error)
             raise
+        except BaseException:
+            with contextlib.suppress(OnestorError):
+                self._abandon(file, target, Terminated())
+            raise
+
+    def _abandon(self, file: Path, target: Path, cause: BaseException) -> None:
+        """See that nothing writes ``target`` any more, also if that was only just begun.
+
+        Another action's job is left alone. Raises :class:`StillCopying`.
+        """
+        deadline = time.monotonic() + QUICK
+        for pause in _pauses():
+            try:
+                disk = self.disk(file)
+                if not (disk.has_job and disk.copy == str(target)):
+                    return
+                self.end_job(disk.target, "end the copy")
+            except OnestorError:
+                with contextlib.suppress(OnestorError):
+                    if not self.state():
+                        return  # the VM is gone, and its jobs with it
+            if time.monotonic() > deadline:
+                why = f"{cause}; and the copy of {self.name} does not end"
+                raise StillCopying("end the copy", why, path=str(target)) from cause
+            time.sleep(pause)
 
     def end_job(self, target: str, step: str, *, timeout: float = QUICK) -> None:
         """End a block job; what it has mirrored, if it has caught up, is complete."""
@@ -165,7 +197,8 @@ class Domain:
             may_be_frozen = result.ok or result.timed_out
             yield result.ok
         finally:
-            self._thaw(tries=_TRIES if may_be_frozen else 1, must=may_be_frozen)
+            with signals.postponed():
+                self._thaw(tries=_TRIES if may_be_frozen else 1, must=may_be_frozen)
 
     def _thaw(self, *, tries: int, must: bool) -> None:
         for _ in range(tries):
@@ -185,7 +218,8 @@ class Domain:
             self._virsh("suspend", self.name).check("suspend the domain")
             yield
         finally:
-            self.resume()
+            with signals.postponed():
+                self.resume()
 
     def resume(self) -> None:
         """Let the guest go on; raises :class:`CommandFailed` when it does not."""
@@ -227,7 +261,8 @@ class Domain:
             if not disk.has_job:
                 raise CommandFailed(step, "the block job has ended by itself", path=str(file))
             now = self._progress(target)
-            if now and (least is None or now[1] - now[0] < least):
+            # Before it has begun libvirt says 0 of 1.
+            if now and now[1] > 1 and (least is None or now[1] - now[0] < least):
                 least, moved = now[1] - now[0], time.monotonic()
                 on_progress(*now)
             if time.monotonic() - moved > stall:

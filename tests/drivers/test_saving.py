@@ -120,6 +120,26 @@ def test_trap22_an_epilog_that_is_repeated_when_the_directory_is_gone(bed: Testb
     assert not reply.success and "nothing says that it is back" in reply.error
 
 
+def test_L13_a_disk_that_a_vm_still_has_open_is_not_taken_away(bed: Testbed) -> None:
+    """The guest has not let go of it yet; or it runs though oned believes that it does not."""
+    image = bed.image(MEDIUM_QCOW2, persistent=True)
+    vm = running(bed, image)
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    before = digest(bed.frontend, image.source)
+    script = f"(echo 'read 0 512'; touch /var/tmp/open; sleep 5) | qemu-io -f qcow2 {disk}"
+    host.run(["rm", "-f", "/var/tmp/open"])
+    with host.popen(["sh", "-c", script]) as program:
+        wait_until(lambda: host.exists("/var/tmp/open"), "it is open")
+        line = transfer._dismiss(vm, vm.disks[0])
+        call = bed.oned.transfer_mad.start_script([line])
+        wait_until(lambda: agents(host), "the action looks")
+        assert digest(bed.frontend, image.source) == before
+        program.wait(timeout=60)
+        reply = call.wait()
+    assert reply.success, reply.error
+    assert not host.exists(disk)
+
+
 def test_trap8_an_image_that_was_released_meanwhile_is_left_alone(bed: Testbed) -> None:
     """oned has cancelled the action, and does not end it."""
     image = bed.image(MEDIUM, persistent=True)

@@ -334,6 +334,45 @@ def test_bitmaps_are_not_taken_for_those_of_the_next_backups(thin: Disk) -> None
     assert "has to be a full one" in thin.warnings()[0]
 
 
+@pytest.mark.parametrize("number", [2, 7])
+def test_bitmaps_of_a_disk_that_is_a_chain_go_with_its_file(tmp_path: Path, number: int) -> None:
+    """A flat copy has none. The next id of that driver is the disk's own file."""
+    disk = Disk(tmp_path, "standalone")
+    chain_layout(disk, 2)
+    run("qemu-img", "bitmap", "--add", "-f", "qcow2", disk.snapshot(2), "one-7-0")
+    disk.create(number)
+    assert qemu_img.bitmaps(disk.snapshot(number), step="look") == []
+    assert bool(disk.warnings()) == (number == 2)
+
+
+def test_a_replaced_file_of_a_chain_never_counts_as_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two: the next action does the rest."""
+    disk = Disk(tmp_path, "standalone")
+    chain_layout(disk, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk_snapshots._Disk, "forget_former", lambda self, layers: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            disk.revert(0)
+    assert disk.snapshot(2).exists() and not disk.path.is_symlink()
+    disk.delete(7)
+    assert not disk.snapshot(2).exists()
+    assert disk.names() == {"disk.0", "disk.0.snap", "disk.0.snap/disk.0.snap"} | {
+        f"disk.0.snap/{each}" for each in (0, 1)
+    }
+
+
+def test_the_base_of_a_disk_that_cannot_be_read_stays(thin: Disk) -> None:
+    thin.path.write_bytes(b"damaged")
+    thin.delete(3)
+    assert thin.base.exists() and "is kept" in thin.warnings()[1]
+    thin.path.unlink()
+    thin.path.symlink_to("gone")
+    thin.delete(3)
+    assert thin.base.exists()
+
+
 def test_a_damaged_disk_can_be_reverted(thin: Disk) -> None:
     thin.create(0)
     then = thin.content()

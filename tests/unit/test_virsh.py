@@ -42,6 +42,33 @@ def test_a_guest_that_writes_faster_than_the_copy_goes_does_not_hold_it_for_ever
     assert told == [(1, 51)]
 
 
+def test_what_libvirt_says_before_the_copy_has_begun_is_no_progress(
+    domain: virsh.Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter([(0, 1)] * 3 + [(done << 30, 100 << 30) for done in range(100)])
+    monkeypatch.setattr(domain, "_progress", lambda target: next(said))
+    looks = iter([DISK] * 90 + [DISK._replace(is_ready=True)])
+    monkeypatch.setattr(domain, "disk", lambda file: next(looks))
+    told: list[tuple[int, int]] = []
+    wait(domain, told)
+    assert len(told) == 87
+
+
+def test_a_job_that_does_not_end_leaves_nothing_else_to_try(
+    domain: virsh.Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(target: str, step: str, **more: object) -> None:
+        raise CommandFailed(step, "it takes too long")
+
+    monkeypatch.setattr(domain, "end_job", broken)
+    monkeypatch.setattr(domain, "state", lambda: "running")
+    with pytest.raises(virsh.StillCopying, match="does not end"):
+        domain._abandon(Path("/d/disk.0"), Path("/d/copy"), CommandFailed("copy", "broken"))
+    domain._abandon(Path("/d/disk.0"), Path("/d/other"), CommandFailed("copy", "broken"))
+    monkeypatch.setattr(domain, "state", lambda: "")
+    domain._abandon(Path("/d/disk.0"), Path("/d/copy"), CommandFailed("copy", "broken"))
+
+
 def test_one_that_catches_up_is_waited_for(
     domain: virsh.Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ files, is copied with all that lies below it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -50,12 +51,15 @@ def create(
         layers = disk.layers(disk.file)
         bitmaps = disk.require_unused()
         if disk.is_made_of(disk.snapshot(snapshot), layers):
+            if bitmaps:
+                disk.warn_of_backups()
             disk.become_regular(layers, check_space, timeout)
             layers = disk.layers(disk.file)
         with disk.new(snapshot) as temporary:
             disk.copy(layers, temporary.path, check_space=check_space, sparse=True, timeout=timeout)
-            disk.remove_bitmaps(temporary.path, bitmaps)
-            disk.publish(snapshot, temporary)
+            if bitmaps:  # a copy of a whole chain has none
+                disk.remove_bitmaps(temporary.path, disk.bitmaps(temporary.path))
+            disk.put(snapshot, temporary)
 
 
 def create_live(
@@ -87,7 +91,7 @@ def create_live(
                 call, layers, temporary.path, image_format, live_copy.Live(**live),
                 shallow=shallow, timeout=timeout, options=qcow2_options,
             )  # fmt: skip
-            disk.publish(snapshot, temporary)
+            disk.put(snapshot, temporary)
 
 
 def revert(
@@ -120,8 +124,7 @@ def revert(
                 more = not sparse
                 qemu_img.grow(target, image_format, grow_to, step=disk.step, allocate=more)
             crashpoints.reach("revert.copied")
-            temporary.publish(mode=0o660, replace=True)
-        disk.forget_former(before)
+            disk.replace(temporary, before)
 
 
 def delete(call: Call, *, path: str, image_format: str, snapshot: int, lock_timeout: float) -> None:
@@ -154,6 +157,7 @@ def _held(
             disk = _Disk(call, file, image_format, step)
             publish.sweep(file.parent)
             publish.sweep(disk.directory)
+            disk.finish_replacing()
             yield disk
     except OSError as error:
         raise from_os_error(step, error, path="" if error.filename else path) from error
@@ -189,18 +193,22 @@ class _Disk:
 
     def before_revert(self) -> list[chain.Layer]:
         """The files of the disk that will be replaced; none when it is gone or damaged."""
-        if not os.path.lexists(self.file):
+        if not self.file.exists():
             return []
         try:
             if self.require_unused():
-                warning = "the next backup of the VM has to be a full one (onevm backup --reset)"
-                self._call.log("WARN", warning)
+                self.warn_of_backups()
             return self.layers(self.file)
         except qemu_img.InUse:
             raise
         except OnestorError as error:
             self._call.log("WARN", f"the disk could not be read before: {error}")
             return []
+
+    def warn_of_backups(self) -> None:
+        """Increments go from the bitmaps of the disk, which will be gone."""
+        warning = "the next backup of the VM has to be a full one (onevm backup --reset)"
+        self._call.log("WARN", warning)
 
     def bitmaps(self, file: Path) -> list[str]:
         """Those in a disk or snapshot that no VM uses."""
@@ -263,7 +271,7 @@ class _Disk:
         else:
             chain.flatten(layers, target, self._format, step=self.step, timeout=timeout)
 
-    def publish(self, number: int, temporary: publish.Temporary) -> None:
+    def put(self, number: int, temporary: publish.Temporary) -> None:
         """Give a snapshot its name, and whatever had that another (known failure F2)."""
         final = self.snapshot(number)
         crashpoints.reach("snapshot.copied")
@@ -289,8 +297,35 @@ class _Disk:
             space.require(self.file.parent, chain.allocated(layers))
         with publish.Temporary(self.file) as temporary:
             chain.flatten(layers, temporary.path, self._format, step=self.step, timeout=timeout)
-            temporary.publish(mode=0o660, replace=True)
-        self.forget_former(layers)
+            self.replace(temporary, layers)
+
+    def replace(self, temporary: publish.Temporary, before: list[chain.Layer]) -> None:
+        """Give the disk new content; what it was made of ``before`` goes when nothing needs it.
+
+        A note says so until it is done: a number in the directory of the snapshots looks like one.
+        """
+        names = [layer.path.name for layer in before if layer.path.parent != self.file.parent]
+        if names:
+            publish.write_file(self._former, json.dumps(names).encode("ascii") + b"\n")
+        temporary.publish(mode=0o660, replace=True)
+        self.forget_former(before)
+        publish.remove(self._former)
+
+    def finish_replacing(self) -> None:
+        """Do what a killed :meth:`replace` has left to do."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            names = [str(name) for name in json.loads(self._former.read_bytes())]
+            if not self.file.is_symlink():
+                directory = Path(os.path.realpath(self.directory))
+                files = [directory / os.path.basename(name) for name in names]
+                self.forget_former(
+                    [chain.Layer(file, self._format) for file in files if file.exists()]
+                )
+        publish.remove(self._former)
+
+    @property
+    def _former(self) -> Path:
+        return self.file.parent / f".{self.file.name}.former"
 
     def forget_former(self, layers: list[chain.Layer]) -> None:
         """Remove the files that a disk was made of until now and that nothing needs any more.
@@ -324,8 +359,12 @@ class _Disk:
         if self.directory.is_dir() and all(each.is_symlink() for each in self.directory.iterdir()):
             publish.take_away(self.directory)
         base = vm_directory.base_path(self.file)
-        if os.path.lexists(self.file) and base.exists() and not self.users(base):
-            publish.remove(base)
+        if self.file.exists() and base.exists() and not self.users(base):
+            try:
+                self.layers(self.file)
+                publish.remove(base)
+            except OnestorError as error:
+                self._call.log("WARN", f"{base} is kept: {error}")
         publish.sync_dir(self.file.parent)
 
     def _files(self) -> Iterator[Path]:

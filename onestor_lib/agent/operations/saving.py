@@ -20,6 +20,7 @@ from onestor_lib.agent import (
     paths,
     priority,
     publish,
+    qemu_img,
     replacement,
     space,
     transfer,
@@ -31,6 +32,7 @@ from onestor_lib.agent.server import Call
 from onestor_lib.agent.version import Version
 
 _STEP = "save disk"
+_DETACHING = 30.0  # seconds for a guest to let go of a disk: libvirt does not wait for that
 _PATIENCE = 60.0  # seconds for another writer of a temporary to end
 
 
@@ -71,6 +73,8 @@ def prepare(
             how = live_copy.Live(**live)
             live_copy.copy(call, layers, image, image_format, how, shallow=False, timeout=timeout)
         else:
+            if snapshot is None:
+                qemu_img.await_unused(Path(os.path.realpath(disk)), patience=_DETACHING, step=_STEP)
             image = maker.of(source)
         found = {}
         if with_snapshots:

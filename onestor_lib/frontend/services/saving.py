@@ -54,11 +54,10 @@ class Saving:
             if ready["there"]:
                 returned = {**note, "disk": self.target.name, "host": self.target.host}
                 sent = self._replace(host, ready, returned)
-                host.call("disk.returned", path=self.target.path, record=note)
-            else:
-                self._require_returned(ready["record"], note)
-                return
-        self._tell(sent, begin)
+                self._tell(sent, begin)
+            elif not self._is_returned(ready["record"], note):
+                return  # known from the image: nothing of the VM is left
+            host.call("disk.returned", path=self.target.path, record=note)
 
     def copy(self, snapshot: int | None) -> None:
         """The disk as it is now, or one of its snapshots, becomes a new image."""
@@ -108,7 +107,9 @@ class Saving:
                 nonlocal sent
                 if question["ask"] == "wanted":
                     # A cancelled action goes on, and the image may be somebody else's (trap 8).
-                    vms.require_wanted(self._client, self.target.vm_id, sequence, self._log)
+                    vms.require_wanted(
+                        self._client, self.target.vm_id, sequence, self._log, step=_STEP
+                    )
                     return {}
                 self._require_allowed(question, store.host, items)
                 brought = transfer.bring(
@@ -164,24 +165,24 @@ class Saving:
         if question["item"] not in items:
             raise NotAllowed("bring content", f"no {question['item']!r} is wanted", host=host)
 
-    def _require_returned(self, record: dict[str, Any], note: dict[str, str | int]) -> None:
-        """Raise :class:`Missing` unless the disk is back in its image already (trap 22).
+    def _is_returned(self, record: dict[str, Any], note: dict[str, str | int]) -> bool:
+        """Whether what was left beside the disk says that it is back in its image (trap 22).
 
-        What was left beside the disk tells, or, when that is gone with the VM's directory, beside
-        the image.
+        False when that is gone with the VM's directory, and what was left beside the image says
+        so; raises :class:`Missing` when nothing does.
         """
         where = f"{self.target.name} on {self.target.host}"
-        is_back = (record.get("action"), record.get("source")) == (self._action, self.source)
-        if not is_back:
+        on_host = (record.get("action"), record.get("source")) == (self._action, self.source)
+        if not on_host:
             base = arguments.checked_path(self._datastore.text("BASE_PATH"))
             with self._store() as store:
                 known = store.call("image.returned", path=self.source, base=base)
             wanted = {**note, "disk": self.target.name, "host": self.target.host}
-            is_back = all(known.get(key) == value for key, value in wanted.items())
-        if not is_back:
-            cause = f"it is not there, and nothing says that it is back in {self.source}"
-            raise Missing(_STEP, cause, host=self.target.host, path=self.target.path)
+            if any(known.get(key) != value for key, value in wanted.items()):
+                cause = f"it is not there, and nothing says that it is back in {self.source}"
+                raise Missing(_STEP, cause, host=self.target.host, path=self.target.path)
         self._log.info(f"VM {self.target.vm_id} {where} is back in {self.source} already")
+        return on_host
 
     def _tell(self, sent: int, begin: float) -> None:
         self._log.info(

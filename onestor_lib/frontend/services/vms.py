@@ -134,19 +134,25 @@ def sequence(vm: xml.Element) -> str:
     return vm.text("HISTORY_RECORDS/HISTORY[last()]/SEQ")
 
 
-def require_wanted(client: oned.Client, vm_id: int, known_sequence: str, log: Log) -> None:
+def require_wanted(
+    client: oned.Client,
+    vm_id: int,
+    known_sequence: str,
+    log: Log,
+    *,
+    step: str = "put the disk in place",
+) -> None:
     """Raise :class:`Superseded` when oned has given this VM up or placed it anew.
 
     A cancelled action is not killed, and the delete that follows may find nothing yet to
     delete (contract section 8, trap 8). When oned cannot be asked the disk is kept.
     """
-    step = "put the disk in place"
     try:
         vm = client.vm(vm_id)
     except Missing as error:
         raise Superseded(step, error.cause) from error
     except OnedUnavailable as error:
-        log.warn(f"{error}; the disk is kept")
+        log.warn(f"{error}; the VM counts as wanted still")
         return
     if vm.text("STATE") == DONE or vm.text("LCM_STATE") in (CLEANUP_DELETE, CLEANUP_RESUBMIT):
         raise Superseded(step, f"VM {vm_id} is being deleted")
