@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from onestor_lib.agent import chain, extents, process, publish, qemu_img
+from onestor_lib.agent import chain, extents, process, publish, qemu_img, space
 from onestor_lib.agent.dialogue import Dialogue
 from onestor_lib.agent.errors import CommandFailed, OnestorError
 from onestor_lib.agent.virsh import Domain, Stuck
 
 _STEP = "copy the running disk"
+_MARGIN = 1 << 20  # bytes that are free where nothing has failed for want of space
 
 
 class Live(NamedTuple):
@@ -72,6 +73,8 @@ def copy(
             bytes_per_second=live.bytes_per_second, on_progress=call.progress,
             at_end=domain.frozen(), at_most=live.freeze_limit,
         )  # fmt: skip
+        # libvirt does not tell of a job that meets a full disk while it is being ended.
+        space.require(target.parent, _MARGIN)
         return
     except Stuck:
         raise
@@ -105,6 +108,7 @@ def _share(domain: Domain, disk: Path, target: Path, live: Live) -> bool:
     if not extents.can_share(target.parent):
         return False
     argv = ["cp", "--reflink=always", str(disk), str(target)]
+    publish.sync_file(disk)  # what is written meanwhile is all that has to be flushed then
     with domain.frozen() as froze:
         limit = live.freeze_limit if froze else live.stall
         done = process.run(argv, timeout=limit, step=_STEP)

@@ -345,6 +345,17 @@ def test_bitmaps_of_a_disk_that_is_a_chain_go_with_its_file(tmp_path: Path, numb
     assert bool(disk.warnings()) == (number == 2)
 
 
+def test_a_snapshot_that_the_disk_is_made_of_stays_when_it_is_reverted_to(tmp_path: Path) -> None:
+    """A live snapshot was refused, and declared a success."""
+    disk = Disk(tmp_path, "standalone")
+    chain_layout(disk, 2)
+    now = disk.content()
+    for _ in range(2):
+        disk.revert(2)
+        assert disk.content() == disk.content(disk.snapshot(2)) == now
+    assert not disk.path.is_symlink()
+
+
 def test_a_replaced_file_of_a_chain_never_counts_as_a_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,8 @@ def revert(
     with _held(call, path, image_format, "revert to snapshot", lock_timeout) as disk:
         priority.lower(**bulk)
         layers = disk.layers(disk.snapshot(snapshot))
-        before = disk.before_revert()
+        kept = layers[0].path
+        before = [layer for layer in disk.before_revert() if layer.path != kept]
         with publish.Temporary(disk.file) as temporary:
             target = temporary.path
             disk.copy(layers, target, check_space=check_space, sparse=sparse, timeout=timeout)
