@@ -258,7 +258,7 @@ def test_E1_E5_no_room_to_flatten_harms_nothing(bed: Testbed) -> None:
         reply = bring_back(bed, vm)
         assert not reply.success and "flatten disk" in reply.error
         assert digest(bed.frontend, image.source) == image_before
-        assert contents() == before
+        wait_until(lambda: contents() == before, "all is as it was")
         bed.configure()
         reply = bring_back(bed, vm)  # with the check it is told before anything is done
         assert not reply.success and "MB needed" in reply.error

@@ -207,7 +207,7 @@ class TestWanted:
     def test_wanted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.ask(vm(""), monkeypatch) == ""
         said = self.ask(OnedUnavailable("ask", "down"), monkeypatch)
-        assert said == "WARN: clone: ask: down; the disk is kept\n"
+        assert said == "WARN: clone: ask: down; the VM counts as wanted still\n"
 
     @pytest.mark.parametrize(
         "answer",
