@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import companions, extents, publish, replacement, transfer
+from onestor_lib.agent import (
+    companions,
+    extents,
+    publish,
+    replacement,
+    transfer,
+    vm_directory,
+)
 from onestor_lib.agent import image_format as formats
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.record import Record
@@ -96,7 +103,7 @@ def describe(path: Path, image_format: str, *, snapshots: bool) -> dict[str, Any
     directory = companions.snapshots(path)
     if snapshots and directory.is_dir():
         for file in sorted(directory.iterdir()):
-            if file.name.isascii() and file.name.isdigit():
+            if vm_directory.is_snapshot(file.name):
                 snapshot, blocks, _ = _facts(file, image_format)
                 found[file.name] = snapshot.size
                 snapshots_allocated += blocks

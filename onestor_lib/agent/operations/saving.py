@@ -80,9 +80,8 @@ def prepare(
         if with_snapshots:
             inside = os.path.realpath(disk)
             for each in _snapshots(disk):
-                if (
-                    os.path.realpath(each) != inside
-                ):  # other drivers' chains: the newest file is the disk
+                # In other drivers' chains the newest file is the disk itself.
+                if os.path.realpath(each) != inside:
                     found[each.name] = maker.of(each)
     except OSError as error:
         raise from_os_error(_STEP, error, path="" if error.filename else path) from error

@@ -14,12 +14,10 @@ def run(request: Request) -> None:
     The other drivers are called whatever becomes of the target.
     """
     step = migrations.read(request)
-    works = (
-        [lambda: _abandon(request, step)]
-        if not step.is_secondary and step.source_host != step.target_host
-        else []
-    )
-    migrations.do_all(request, [*works, *migrations.others(request, step)])
+    works = migrations.others(request, step)
+    if not step.is_secondary and step.source_host != step.target_host:
+        works.insert(0, lambda: _abandon(request, step))
+    migrations.do_all(request, works)
 
 
 def _abandon(request: Request, step: migrations.Step) -> None:

@@ -16,8 +16,10 @@ def run(request: Request) -> None:
     The other drivers are called whatever becomes of the source: they have no part in that.
     """
     step = migrations.read(request)
-    works = [lambda: _retire(request, step)] if not step.is_secondary else []
-    migrations.do_all(request, [*works, *migrations.others(request, step)])
+    works = migrations.others(request, step)
+    if not step.is_secondary:
+        works.insert(0, lambda: _retire(request, step))
+    migrations.do_all(request, works)
 
 
 def _retire(request: Request, step: migrations.Step) -> None:
