@@ -24,6 +24,7 @@ _IMPORTING = ("datastore.cp",)
 _MOVING = ("tm.mv",)
 _SAVING = ("tm.mvds", "tm.cpds")
 _SNAPSHOT = ("tm.snap_create", "tm.snap_create_live")
+_RECOVERY = ("recovery",)  # one pass that replaces a copy
 _REVERT = ("tm.snap_revert",)
 
 POINTS: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "place.prepared": _PLACING,
     "place.received": (*_WHOLE, "tm.ln"),
     "place.overlaid": _THIN,
+    "place.recovered": ("tm.clone recovery",),
     "place.recorded": _PLACING,
     "place.snapshots": ("tm.ln",),
     "place.based": _THIN,
@@ -75,7 +77,9 @@ POINTS: dict[str, tuple[str, ...]] = {
     "snapshot.aside": _SNAPSHOT,
     "snapshot.removed": ("tm.snap_delete",),
     "revert.copied": _REVERT,
-    "delete.renamed": ("tm.delete", *_MOVING, *_SAVING),
+    "recovery.received": _RECOVERY,
+    "recovery.renamed": _RECOVERY,
+    "delete.renamed": (*_RECOVERY, "tm.delete", *_MOVING, *_SAVING),
     "delete.removed": ("tm.delete", *_MOVING),
     "delete.disk": ("tm.delete",),
     "rm.companions": ("datastore.rm",),

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import (
-    companions,
+    bases,
     crashpoints,
-    extents,
     frames,
-    locks,
     publish,
     space,
     transfer,
@@ -30,14 +28,10 @@ from onestor_lib.agent import (
     vm_directory,
 )
 from onestor_lib.agent.bandwidth import Limit
-from onestor_lib.agent.cache import record
-from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.errors import OnestorError, TransferFailed
 from onestor_lib.agent.tree import Item
-from onestor_lib.agent.version import Version
 
 _STEP = "move the VM's directory"
-_LOCK_WAIT = 10.0  # seconds for a cache entry that is just being filled; else the base is sent
 _PULSE = 1.0  # seconds between two signs of life of a receiver at work
 
 
@@ -203,45 +197,6 @@ def _take_bases(new: Path, items: list[Item]) -> set[str]:
     for item in items:
         if item.kind == tree.FILE and item.base:
             with contextlib.suppress(OnestorError, OSError):
-                if _take_base(Path(item.base["image"]), item.base["digest"], new / item.path):
+                if bases.take(Path(item.base["image"]), item.base["digest"], new / item.path):
                     made.add(item.path)
     return made
-
-
-def _take_base(image: Path, digest: str, base: Path) -> bool:
-    """Another name for the cached ``image``, or a copy of the origin, if it has this digest."""
-    entry = Entry(image)
-    known = record.read(entry.sidecar)
-    if known and known.digest == digest:
-        with locks.shared(entry.lock, purpose=_STEP, timeout=_LOCK_WAIT):
-            if known.describes(entry.image) and _link(entry.image, base):
-                entry.mark_used()
-                return True
-            if known.describes(entry.image):
-                return _copy(entry.image, base, digest)
-    origin = record.read(companions.manifest(image))
-    if origin and origin.digest == digest and origin.version == Version.of(image.stat()):
-        return _copy(image, base, digest)
-    return False
-
-
-def _link(entry: Path, base: Path) -> bool:
-    try:
-        os.link(entry, base, follow_symlinks=False)
-    except OSError:
-        return False
-    return True
-
-
-def _copy(source: Path, base: Path, digest: str) -> bool:
-    """Copy a file of this machine; an origin's name must never lead a VM to the origin itself."""
-    os.close(os.open(base, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-    is_right = False
-    try:
-        size = extents.copy_path(source, base, sparse=True, step=_STEP)
-        with extents.opened(base) as copied:
-            is_right = transfer.digests_of(copied, size).digest() == digest
-    finally:
-        if not is_right:
-            base.unlink()
-    return is_right

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onestor_lib.agent import (
+    chain,
     crashpoints,
     extents,
     priority,
@@ -88,6 +89,47 @@ class NewDisk:
         self._snapshots = _fetch_snapshots(
             self._call, self._disk, self._source["snapshots"], self._stack
         )
+
+    def recover(
+        self, copy: dict[str, Any], cached: Path | None, known: dict[str, str] | None
+    ) -> dict[str, str] | None:
+        """Make the disk what a recovery ``copy`` has: its ``size``, and its ``base`` if it has one.
+
+        That base is taken from the cache if it is the one that is ``known`` to be there, else it is
+        asked for as the copy itself is. Returns the base.
+        """
+        priority.lower(**self._shape.bulk)
+        base: dict[str, Any] | None = copy["base"]
+        if self._check_space:
+            missing = 0 if base is None or base["digest"] == (known or {}).get("digest") else 1
+            needed = copy["allocated"] + missing * (base or {}).get("size", 0)
+            space.require(self._disk.parent, needed)
+        if base:
+            if cached and known and known["digest"] == base["digest"]:
+                self._base = _take_base(cached, self._disk, self._stack)
+            else:
+                self._base = self._fetch_base(base)
+        _fetch(self._call, self._file, copy["size"], item="recovered")
+        crashpoints.reach("place.recovered")
+        path, image_format = self._file.path, self._shape.image_format
+        name = chain.backing_name(path, image_format, step="recover disk")
+        wanted = vm_directory.base_path(self._disk).name if base else ""
+        if name != wanted:
+            raise TransferFailed("recover disk", f"it lies on {name!r}", path=str(path))
+        if self._shape.grow_to > chain.virtual_size(path, image_format, step="recover disk"):
+            qemu_img.grow(path, image_format, self._shape.grow_to, step="recover disk")
+        self._snapshots = _fetch_snapshots(
+            self._call, self._disk, self._source["snapshots"], self._stack
+        )
+        return {"image": base["image"], "digest": base["digest"]} if base else None
+
+    def _fetch_base(self, base: dict[str, Any]) -> publish.Temporary:
+        found = self._stack.enter_context(publish.Temporary(vm_directory.base_path(self._disk)))
+        _fetch(self._call, found, base["size"], item="recovered base")
+        with extents.opened(found.path) as fd:
+            if transfer.digests_of(fd, base["size"]).digest() != base["digest"]:
+                raise TransferFailed("recover disk", transfer.DIFFERENT, path=str(found.path))
+        return found
 
     def put_in_place(self, replace: bool, undo: contextlib.ExitStack) -> None:
         """Give it all its final names; the disk itself comes last."""

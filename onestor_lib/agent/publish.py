@@ -40,7 +40,13 @@ def temporary_name(final: str) -> str:
 
 def is_temporary(name: str) -> bool:
     """Whether ``name`` has the form of :func:`temporary_name`."""
-    return _NAME.match(name) is not None
+    return bool(final_name(name))
+
+
+def final_name(name: str) -> str:
+    """What something unfinished shall be called; "" when it is no :func:`temporary_name`."""
+    match = _NAME.match(name)
+    return match["final"] if match else ""
 
 
 # What this process has created and not yet published or removed: see discard_unfinished().

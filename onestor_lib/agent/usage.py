@@ -77,6 +77,20 @@ def _disk_lines(directory: str) -> Iterator[str]:
                 match.group(1),
                 size,
             )
+        note = "." + name + ".recovery"
+        if note in present:
+            point = _point(os.path.join(directory, note))
+            if point:
+                yield 'DISK_RECOVERY_SNAPSHOT = [ ID=%s, TIMESTAMP="%d" ]' % (match.group(1), point)
+
+
+def _point(path: str) -> int:
+    """When the last recovery copy was made, in seconds since 1970; 0 when that cannot be read."""
+    try:
+        with open(path, encoding="ascii") as note:
+            return int(note.read(32))
+    except (OSError, ValueError):
+        return 0
 
 
 def _measure(path: str, members: Dict[Tuple[int, int], int]) -> bool:

@@ -23,6 +23,7 @@ _TRIES = 3  # to thaw or resume a guest that was stopped
 _PAUSE = 0.1  # seconds between two looks at a block job, growing up to the next
 _LONGEST_PAUSE = 1.0
 _GONE = ("domain not found", "failed to get domain", "no domain with matching")
+_COUNTERS = ("wr.reqs", "wr.bytes", "wr.times", "capacity")
 _CONFINED = "likely AppArmor keeps qemu from the file: see its messages in the kernel's log"
 
 
@@ -272,6 +273,29 @@ class Domain:
     def _virsh(self, *arguments: str, timeout: float = QUICK) -> process.Result:
         argv = ["virsh", "-q", "-c", self._uri, *arguments]
         return process.run(argv, timeout=timeout, step="ask libvirt")
+
+
+def written(uri: str) -> dict[str, dict[str, list[int]]]:
+    """How much each domain has written: by domain, by file, the counters of virsh(1), domstats.
+
+    They start anew with the domain. The size is among them: it may change without a write.
+    """
+    argv = ["virsh", "-q", "-c", uri, "domstats", "--block", "--list-active"]
+    result = process.run(argv, timeout=QUICK, step="ask libvirt").check("ask for the disks")
+    found: dict[str, dict[str, list[int]]] = {}
+    facts: dict[str, str] = {}
+    for line in result.stdout.decode("utf-8", "replace").splitlines():
+        if line.startswith("Domain: "):
+            facts = {}
+            disks = found.setdefault(line.partition("'")[2].rstrip("'"), {})
+        elif "=" in line:
+            name, value = line.strip().split("=", 1)
+            facts[name] = value
+            number, _, counter = name.removeprefix("block.").partition(".")
+            if counter == "physical" and (path := facts.get(f"block.{number}.path")):
+                counters = [facts.get(f"block.{number}.{each}", "0") for each in _COUNTERS]
+                disks[path] = [int(each) for each in counters if each.isdigit()]
+    return found
 
 
 def _pauses() -> Iterator[float]:

@@ -37,6 +37,28 @@ def snapshots_path(disk: Path) -> Path:
     return disk.parent / f"{disk.name}.snap"
 
 
+def recovery_note(disk: Path) -> Path:
+    """Where it is written down when a recovery copy of ``disk`` was made last."""
+    return disk.parent / f".{disk.name}.recovery"
+
+
+def outgoing(disk: Path) -> publish.Temporary:
+    """A temporary for the state of ``disk`` that goes to a replica."""
+    return publish.Temporary(_outgoing(disk))
+
+
+def remove_outgoing(disk: Path) -> None:
+    """Remove such temporaries of anybody: the disk is not wanted any more, nor is its state."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(disk.parent):
+            if publish.final_name(name) == _outgoing(disk).name:
+                publish.remove(disk.parent / name)
+
+
+def _outgoing(disk: Path) -> Path:
+    return disk.parent / f"{disk.name}.outgoing"
+
+
 def is_snapshot(name: str) -> bool:
     """Whether a file in the directory of the snapshots is one, by its name: an id of any size."""
     return name.isascii() and name.isdigit()
@@ -159,6 +181,7 @@ def remove_disk(disk: Path) -> bool:
     The disk goes last but for its base, without which it would have other content.
     """
     there = False
+    remove_outgoing(disk)
     for path in (snapshots_path(disk), record_path(disk)):
         there |= publish.remove(path)
     crashpoints.reach("delete.disk")

@@ -20,6 +20,7 @@ def place(
     shape: dict[str, Any],
     source: dict[str, Any],
     image: dict[str, Any] | None,
+    recovered: dict[str, Any] | None = None,
     check_space: bool,
     record: dict[str, Any],
     retry: bool,
@@ -31,8 +32,9 @@ def place(
     says what to have in the cache, None to go past it. The front-end is asked for the ``content``
     of what has to come, which it has sent into the temporary named in the question, and, at the
     very end, whether the disk is ``wanted`` still (contract section 8, trap 8). ``record`` is kept
-    beside the disk; ``retry`` says that the VM has not run since the last try. Returns whether the
-    image was in the cache ("hit", "miss", or "none" for past it).
+    beside the disk; ``retry`` says that the VM has not run since the last try. ``recovered`` is the
+    recovery copy that the disk shall be instead of a new one (``NewDisk.recover``). Returns whether
+    the image was in the cache ("hit", "miss", or "none" for past it).
     """
     disk, form = Path(path), new_disk.Shape(**shape)
     directory = disk.parent
@@ -43,9 +45,14 @@ def place(
         crashpoints.reach("place.prepared")
         had = _cached(call, image, directory.parent.parent, needed, held.stack)
         new = new_disk.NewDisk(call, disk, form, source, check_space, held.stack)
-        new.prepare(had.entry.image if had else None)
-        if had and form.thin:
-            record["base"] = {"image": str(had.entry.path), "digest": had.record.digest}
+        base = {"image": str(had.entry.path), "digest": had.record.digest} if had else None
+        if recovered is not None:
+            base = new.recover(recovered, had.entry.image if had else None, base)
+        else:
+            new.prepare(had.entry.image if had else None)
+            base = base if form.thin else None
+        if base:
+            record["base"] = base
         held.take(new.put_in_place)
     return {"cache": "none" if had is None else "hit" if had.is_hit else "miss"}
 

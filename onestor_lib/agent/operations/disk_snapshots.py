@@ -20,6 +20,7 @@ from onestor_lib.agent import (
     chain,
     crashpoints,
     extents,
+    layout,
     live_copy,
     priority,
     publish,
@@ -183,14 +184,8 @@ class _Disk:
         return chain.layers(file, self._format, within=within, step=self.step)
 
     def is_ours(self, layers: list[chain.Layer]) -> bool:
-        """Whether a copy of the topmost file is enough, in the disk's place or as a snapshot.
-
-        So it is of a complete file, and of an overlay on the base that lies beside the disk.
-        """
-        name = chain.backing_name(layers[0].path, self._format, step=self.step)
-        base = vm_directory.base_path(self.file)
-        on_base = len(layers) > 1 and layers[1].path == Path(os.path.realpath(base))
-        return len(layers) == 1 or (on_base and name == base.name)
+        """Whether a copy of the topmost file is enough, in the disk's place or as a snapshot."""
+        return layout.is_own(self.file, layers, self._format, step=self.step)
 
     def before_revert(self) -> list[chain.Layer]:
         """The files of the disk that will be replaced; none when it is gone or damaged."""

@@ -104,6 +104,7 @@ def returned(call: Call, *, path: str, record: dict[str, Any]) -> None:
     crashpoints.reach("save.noted")
     # The disk goes first: one that is there must never lack its snapshots, it would be saved so.
     publish.remove(disk)
+    vm_directory.remove_outgoing(disk)
     publish.sync_dir(disk.parent)
     crashpoints.reach("save.removed")
     for rest in (vm_directory.snapshots_path(disk), vm_directory.base_path(disk)):
