@@ -47,6 +47,12 @@ class Client:
     def image(self, image_id: int) -> documents.Element:
         return self._info("image", image_id)
 
+    def vms(self) -> documents.Element:
+        """All VMs that are not done, with all that is known of each."""
+        everybody, all_of_them, not_done = -2, -1, -1
+        words = (everybody, all_of_them, all_of_them, not_done)
+        return self._ask("one.vmpool.infoextended", "the VMs", *words)
+
     def hosts(self) -> documents.Element:
         """All hosts: what is known of one by its name only has to be looked for there."""
         return self._ask("one.hostpool.info", "the hosts")

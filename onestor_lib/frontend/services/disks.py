@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.config import TM_ATTRIBUTES, Settings
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import bridges, vms
+from onestor_lib.frontend.services import bridges, recovered, recovery, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
@@ -51,10 +52,14 @@ class Placement:
             _warn_of_others(image_datastore, self.log)
         hosts = Hosts(settings, self.log)
         caches = not persistent and settings.yes("CACHE_ENABLE")
+        recovery.warn_of_no_copies(vm, disk, self.target, settings, self.log)
         sequence = vms.sequence(vm)
         crashpoints.reach("frontend.decided")
-        with Origin(hosts, self.source, bridge_hosts) as origin:
+        with contextlib.ExitStack() as stack:
+            origin = stack.enter_context(Origin(hosts, self.source, bridge_hosts))
             facts = origin.describe(disk.image_format, snapshots=persistent)
+            version = facts["version"] if disk.image_id else None
+            copy = stack.enter_context(recovered.held(hosts, vm, self.target, disk, version))
             supply = Supply(
                 hosts,
                 self.oned,
@@ -67,11 +72,13 @@ class Placement:
 
             def answer(question: dict[str, Any]) -> dict[str, Any]:
                 if question["ask"] != "wanted":
+                    if copy and question.get("item") in recovered.ITEMS:
+                        return copy.bring(hosts, self.target, question)
                     return supply.answer(question)
                 vms.require_wanted(self.oned, self.vm_id, sequence, self.log)
                 return {}
 
-            shape = _shape(disk, settings, standalone=persistent, bulk=hosts.bulk_priority())
+            shape = shape_of(disk, settings, standalone=persistent, bulk=hosts.bulk_priority())
             with hosts.agent(self.target.host) as host:
                 placed = host.call(
                     "disk.place",
@@ -80,8 +87,12 @@ class Placement:
                     shape=shape,
                     source=facts,
                     image=supply.cached() if caches else None,
+                    recovered=copy.facts() if copy else None,
                     check_space=settings.yes("CHECK_FREE_SPACE"),
-                    record=vms.record_of(self.action, vm, self.target, disk.image_id),
+                    record={
+                        **vms.record_of(self.action, vm, self.target, disk.image_id),
+                        "version": version,
+                    },
                     retry=vm.text("LCM_STATE") == vms.PROLOG,
                     lock_timeout=settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
                 )
@@ -108,10 +119,10 @@ def _warn_of_others(datastore: xml.Element, log: Log) -> None:
         log.warn(f"{', '.join(ignored)} of datastore {datastore.text('ID')}: no effect here")
 
 
-def _shape(
+def shape_of(
     disk: vms.Disk, settings: Settings, *, standalone: bool, bulk: dict[str, Any]
 ) -> dict[str, Any]:
-    """How the disk shall be, see :class:`onestor_lib.agent.operations.disk.Shape`."""
+    """How the disk shall be, see :class:`onestor_lib.agent.new_disk.Shape`."""
     sparse = settings.yes("SPARSE")
     is_qcow2 = disk.image_format == "qcow2"
     thin = is_qcow2 and sparse and not standalone and not settings.yes("QCOW2_STANDALONE")

@@ -15,7 +15,7 @@ from onestor_lib.agent.publish import is_temporary
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import bridges, domains, kept, transfer, vms
+from onestor_lib.frontend.services import bridges, domains, forgetting, kept, transfer, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 _STEP = "save disk"
@@ -39,7 +39,7 @@ class Saving:
         )
         assert found is not None
         self._datastore: xml.Element = found
-        self._log = request.log
+        self._request, self._log = request, request.log
         self._action = request.action
         self._hosts = Hosts(self.settings, request.log)
         self.target = kept.located(self._hosts, self.target)
@@ -58,6 +58,7 @@ class Saving:
             elif not self._is_returned(ready["record"], note):
                 return  # known from the image: nothing of the VM is left
             host.call("disk.returned", path=self.target.path, record=note)
+        forgetting.forget(self._request, self.target)
 
     def copy(self, snapshot: int | None) -> None:
         """The disk as it is now, or one of its snapshots, becomes a new image."""

@@ -20,8 +20,11 @@ from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
 
 # States of a VM (contract section 2.5): numbers are part of the contract (known failure L4).
-DONE = "6"
-PROLOG, CLEANUP_RESUBMIT, CLEANUP_DELETE = "1", "15", "23"
+ACTIVE, DONE = "3", "6"
+UNPLACED = ("0", "1", "2", "10", "11")  # init, pending, hold, cloning and its failure
+RUNNING = "3"
+PROLOG, EPILOG, CLEANUP_RESUBMIT, CLEANUP_DELETE = "1", "11", "15", "23"
+GOING = (EPILOG, CLEANUP_RESUBMIT, CLEANUP_DELETE)
 STOPPED, UNDEPLOYED = "4", "9"
 HOTPLUG_SAVEAS = "26"
 EPILOG_STOP, EPILOG_UNDEPLOY = "10", "30"

@@ -1,0 +1,1 @@
+"""What people and timers run, as oned runs the actions."""

@@ -1,0 +1,103 @@
+"""What there is of recovery copies, for people: ``onestor recovery list`` and ``drop``."""
+
+from __future__ import annotations
+
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from onestor_lib.agent.errors import OnestorError
+from onestor_lib.frontend import state
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.recovery import Cloud, Wanted, copies_on, root
+
+_AT_ONCE = 32  # replicas that are asked at once
+
+Row = dict[str, Any]
+_Found = dict[tuple[int, str], tuple[str, dict[str, Any]]]
+
+
+def rows(request: Request) -> list[Row]:
+    """A row for every disk that asks for copies or has one; times in seconds, sizes in bytes.
+
+    ``lag`` is how much older than asked for the youngest copy is, 0 for none.
+    """
+    cloud = Cloud(request)
+    wanted = {each.key: each for each in cloud.wanted()}
+    found, failed = _youngest(request, cloud.replicas())
+    errors = state.errors()
+    return [
+        _row(key, wanted.get(key), found.get(key), errors.get(key, ""), failed)
+        for key in sorted({*wanted, *found})
+    ]
+
+
+def _youngest(request: Request, replicas: dict[str, Settings]) -> tuple[_Found, dict[str, str]]:
+    """The youngest copy of each disk and where it lies; the replicas that do not answer, why."""
+
+    def ask(replica: str) -> list[dict[str, Any]] | str:
+        try:
+            return copies_on(replica, replicas[replica], copy.copy(request.log))
+        except OnestorError as error:
+            return str(error)
+
+    found: _Found = {}
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
+        for replica, answer in zip(replicas, asking.map(ask, replicas)):
+            if isinstance(answer, str):
+                failed[replica] = answer
+                continue
+            for each in answer:
+                key = int(each["vm"]), str(each["disk"])
+                if each["disk"] and (key not in found or found[key][1]["point"] < each["point"]):
+                    found[key] = replica, each
+    return found, failed
+
+
+def _row(
+    key: tuple[int, str],
+    wanted: Wanted | None,
+    found: tuple[str, dict[str, Any]] | None,
+    error: str,
+    failed: dict[str, str],
+) -> Row:
+    replica, copied = found if found else ("", None)
+    frequency = wanted.frequency if wanted else None
+    age = time.time() - copied["point"] / 1000 if copied else None
+    if wanted and not error:
+        silent = [failed[name] for name in wanted.replicas if name in failed]
+        error = wanted.why_not or ("; ".join(silent) if copied is None else "")
+    return {
+        "vm": key[0],
+        "disk": key[1],
+        "frequency": frequency,
+        "age": age,
+        "lag": max(0.0, age - frequency) if age is not None and frequency else None,
+        "size": copied["allocated"] if copied else None,
+        "replica": replica,
+        "error": error,
+    }
+
+
+def drop(request: Request, vm_id: int) -> str:
+    """Remove all copies of a VM from all replicas; what was done, in words.
+
+    Raises :class:`OnestorError` at the end when one of them does not answer.
+    """
+    done, failed = [], []
+    for replica, settings in Cloud(request).replicas().items():
+        try:
+            with Hosts(settings, request.log).agent(replica) as agent:
+                if agent.call("recovery.forget", root=root(settings), vm=vm_id)["removed"]:
+                    done.append(replica)
+        except OnestorError as error:
+            failed.append(str(error))
+    where = f"removed from {', '.join(done)}" if done else "there were none"
+    if failed:
+        cause = f"VM {vm_id}: {where}; {'; '.join(failed)}"
+        raise OnestorError("remove recovery copies", cause)
+    return f"recovery copies of VM {vm_id}: {where}"

@@ -1,0 +1,184 @@
+"""Recovery copies: which disks ask for one, and where theirs lie.
+
+A disk asks by RECOVERY_SNAPSHOT_FREQ in its template, in seconds; copies lie on the REPLICA_HOSTs
+of its system datastore. What is kept there is all the state there is: when a disk was copied
+last, and what it had written by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from onestor_lib.agent.errors import Missing, OnestorError
+from onestor_lib.frontend import arguments, oned, state, xml
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import domains, vms
+from onestor_lib.frontend.services.hosts import Hosts
+
+ATTRIBUTE = "RECOVERY_SNAPSHOT_FREQ"
+_DRIVER = "onestor"
+_SYSTEM_DATASTORE = "1"
+_NOTHING_TO_LOSE = ("CDROM", "SWAP")  # types of disks
+_OWN_HOST = "the only REPLICA_HOST is the VM's own host"
+_NO_REPLICA = "its system datastore has no REPLICA_HOST"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A disk that asks for a copy, of a VM that runs."""
+
+    vm: xml.Element
+    place: arguments.VmPath
+    disk: vms.Disk
+    frequency: int  # seconds
+    replicas: tuple[str, ...]  # in the order of REPLICA_HOST, without the VM's own host
+    why_not: str  # when there is none
+    settings: Settings
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.place.vm_id, self.place.name
+
+
+class Cloud:
+    """All that oned knows of recovery copies, in one look."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.client = oned.Client()
+        self.vms = {int(vm.text("ID")): vm for vm in self.client.vms().all("VM")}
+        self.systems = {
+            datastore.text("ID"): datastore
+            for datastore in self.client.datastores().all("DATASTORE")
+            if datastore.text("TYPE") == _SYSTEM_DATASTORE
+        }
+
+    def settings_of(self, datastore: xml.Element) -> Settings:
+        name = f"datastore {datastore.text('ID')}"
+        return self._request.settings.over(
+            "system", lambda attribute: datastore.text(f"TEMPLATE/{attribute}"), name
+        )
+
+    def replicas(self) -> dict[str, Settings]:
+        """All replica hosts, each with the settings of a datastore that names it.
+
+        One that no datastore names any more is among them as long as it may have copies.
+        """
+        found: dict[str, Settings] = {}
+        for datastore in self.systems.values():
+            with contextlib.suppress(OnestorError):
+                settings = self.settings_of(datastore)
+                for replica in replicas_of(settings):
+                    found.setdefault(replica, settings)
+        for replica in state.replicas():
+            found.setdefault(arguments.host(replica), self._request.settings)
+        return found
+
+    def wanted(self) -> Iterator[Wanted]:
+        """Every disk that asks for copies and can be copied now."""
+        for vm in self.vms.values():
+            record = "HISTORY_RECORDS/HISTORY[last()]"
+            if (vm.text("STATE"), vm.text("LCM_STATE")) != (vms.ACTIVE, vms.RUNNING):
+                continue
+            system = self.systems.get(vm.text(f"{record}/DS_ID"))
+            if system is None or vm.text(f"{record}/TM_MAD") != _DRIVER:
+                continue
+            for disk in vm.all("TEMPLATE/DISK"):
+                if asks(disk):
+                    yield from self._wanted(vm, disk, system, vm.text(f"{record}/HOSTNAME"))
+
+    def _wanted(
+        self, vm: xml.Element, disk: xml.Element, system: xml.Element, host: str
+    ) -> Iterator[Wanted]:
+        vm_id = int(vm.text("ID"))
+        name = f"disk.{disk.text('DISK_ID')}"
+        try:
+            frequency = frequency_of(disk)
+            if not frequency:
+                return
+            settings = self.settings_of(system)
+            replicas, why_not = usable(settings, host)
+            directory = f"{system.text('BASE_PATH')}/{vm_id}"
+            place = arguments.vm_path(f"{host}:{directory}/{name}", vm_id)
+            described = vms.describe(vm, place)
+            yield Wanted(vm, place, described, frequency, replicas, why_not, settings)
+        except OnestorError as error:
+            self._request.log.warn(f"VM {vm_id} {name} gets no recovery copies: {error}")
+
+    def still_asks(self, vm_id: int, disk: str, replica: str, record: dict[str, Any]) -> bool:
+        """Whether a copy on a replica may still be of use, whatever state its VM is in."""
+        vm = self.vms.get(vm_id)
+        if vm is None:
+            try:
+                vm = self.client.vm(vm_id)
+            except Missing:
+                return False
+            if vm.text("STATE") == vms.DONE:
+                return False
+        system = self.systems.get(vm.text("HISTORY_RECORDS/HISTORY[last()]/DS_ID"))
+        if system is not None and replica not in replicas_of(self.settings_of(system)):
+            return False
+        for each in vm.all("TEMPLATE/DISK"):
+            if f"disk.{each.text('DISK_ID')}" == disk:
+                return bool(frequency_of(each)) and each.text("IMAGE_ID") == record.get("image", "")
+        return False
+
+
+def asks(disk: xml.Element) -> bool:
+    """Whether a disk shall have copies; what cannot be written to, and swap space, need none."""
+    if disk.text("TYPE").upper() in _NOTHING_TO_LOSE or disk.text("READONLY").upper() == "YES":
+        return False
+    return disk.text(ATTRIBUTE).strip() not in ("", "0")
+
+
+def frequency_of(disk: xml.Element) -> int:
+    """How old its copy may be, in seconds, 0 for no copy; raises :class:`InvalidInput`."""
+    return arguments.number(disk.text(ATTRIBUTE).strip(), ATTRIBUTE) if asks(disk) else 0
+
+
+def replicas_of(settings: Settings) -> tuple[str, ...]:
+    """The hosts in REPLICA_HOST; raises :class:`InvalidInput`."""
+    return tuple(arguments.host(word) for word in dict.fromkeys(settings.words("REPLICA_HOST")))
+
+
+def usable(settings: Settings, host: str) -> tuple[tuple[str, ...], str]:
+    """The replicas for the disks of a VM on ``host``; when there is none, why."""
+    replicas = replicas_of(settings)
+    found = tuple(replica for replica in replicas if replica != host)
+    if found:
+        return found, ""
+    return found, _OWN_HOST if replicas else _NO_REPLICA
+
+
+def copies_on(replica: str, settings: Settings, log: Log) -> list[dict[str, Any]]:
+    """All copies there, as ``recovery.copies`` says; raises :class:`OnestorError`."""
+    with Hosts(settings, log).agent(replica) as agent:
+        found: list[dict[str, Any]] = agent.call("recovery.copies", root=root(settings))
+    return found
+
+
+def warn_of_no_copies(
+    vm: xml.Element, disk: vms.Disk, target: arguments.VmPath, settings: Settings, log: Log
+) -> None:
+    """Say once, when the disk is made, that it will have no copies though it asks (failure G17)."""
+    if disk.template is None or not asks(disk.template):
+        return
+    try:
+        frequency_of(disk.template)
+        _, why = usable(settings, target.host)
+    except OnestorError as error:
+        why = str(error)
+    if vm.text("HISTORY_RECORDS/HISTORY[last()]/VM_MAD") not in ("", *domains.LIBVIRT):
+        why = "no libvirt runs it"
+    if why:
+        log.warn(f"VM {target.vm_id} {target.name} gets no recovery copies: {why}")
+
+
+def root(settings: Settings) -> str:
+    """Where copies lie on replica hosts."""
+    return str(settings.path("REPLICA_RECOVERY_SNAPS_DIR"))

@@ -1,0 +1,143 @@
+"""What has to be deleted on a machine that could not be reached: notes, and doing it later.
+
+The host of a VM has died, and oned deletes the VM or places it anew; what the host has of it goes
+when it is back (known failure G1). The same for what a replica keeps (G2).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Any
+
+from onestor_lib.agent.client import AgentClient
+from onestor_lib.agent.errors import HostUnreachable, Missing, OnestorError
+from onestor_lib.frontend import arguments, oned, state, xml
+from onestor_lib.frontend.arguments import VmPath
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.services import domains, vms
+from onestor_lib.frontend.services.hosts import Hosts
+
+_KIND = "tombstones"
+DIRECTORY, DISK, COPIES = "directory", "disk", "copies"
+# Of a host, as oned knows it (OpenNebula's host states): it does not count on it.
+_ERROR, _MONITORING_ERROR, _OFFLINE = "3", "5", "8"
+_GIVEN_UP = (_ERROR, _MONITORING_ERROR, _OFFLINE)
+
+
+def is_given_up(client: oned.Client, host: str) -> bool:
+    """Whether oned itself counts a host as dead or off; what it does not say is no."""
+    try:
+        for each in client.hosts().all("HOST"):
+            if each.text("NAME") == host:
+                return each.text("STATE") in _GIVEN_UP
+    except OnestorError:
+        return False
+    return False
+
+
+def for_place(place: VmPath) -> None:
+    """Note that a VM's directory, or a disk, has to go; raises ``OSError``."""
+    what = DISK if place.name else DIRECTORY
+    facts = {"what": what, "host": place.host, "path": place.path, "vm": place.vm_id}
+    state.write(_name(place.host, place.path), {**facts, "at": time.time()})
+
+
+def for_copies(replica: str, root: str, vm_id: int, disk: str) -> None:
+    """Note that recovery copies have to go; raises ``OSError``."""
+    facts = {"what": COPIES, "host": replica, "path": root, "vm": vm_id, "disk": disk}
+    state.write(_name_of_copies(replica, root, vm_id, disk), {**facts, "at": time.time()})
+
+
+def drop_copies(replica: str, root: str, vm_id: int, disk: str) -> None:
+    """Forget that note: those copies are gone."""
+    state.remove(_name_of_copies(replica, root, vm_id, disk))
+
+
+def of_copies() -> set[tuple[str, int, str]]:
+    """The copies that have to go, and must not be used: replica, VM and disk."""
+    return {
+        (str(facts["host"]), int(facts["vm"]), str(facts["disk"]))
+        for _, facts in state.every(_KIND)
+        if facts.get("what") == COPIES
+    }
+
+
+def sweep(request: Request) -> None:
+    """Do what can be done now; the rest stays."""
+    unreachable: set[str] = set()
+    for name, facts in state.every(_KIND):
+        host = str(facts.get("host"))
+        if host in unreachable:
+            continue
+        try:
+            if _settle(request, facts):
+                state.remove(name)
+        except HostUnreachable as error:
+            unreachable.add(host)
+            request.log.line("DEBUG", f"{name} stays: {error}")
+        except OnestorError as error:
+            request.log.warn(f"{name} stays: {error}")
+
+
+def _settle(request: Request, facts: dict[str, Any]) -> bool:
+    """Whether a note is of no use any more."""
+    vm_id, path = int(facts["vm"]), str(facts["path"])
+    host = arguments.host(str(facts["host"]))
+    with Hosts(request.settings, request.log).agent(host) as agent:
+        if facts["what"] == COPIES:
+            agent.call("recovery.forget", root=path, vm=vm_id, disk=str(facts["disk"]))
+            return True
+        place = arguments.vm_path(f"{host}:{path}", vm_id)
+        client = oned.Client()
+        # Only now that it can be done at once: the VM may come back there any time.
+        try:
+            vm = client.vm(vm_id)
+        except Missing:
+            vm = None
+        if vm is not None:
+            if vm.text("STATE") in vms.UNPLACED or vm.text("LCM_STATE") in vms.GOING:
+                return False  # it may be placed there the next moment
+            if _is_in_use(vm, place):
+                return True
+            if not place.name and _runs(agent, vm, _settings(request, client, place), place):
+                request.log.warn(f"VM {vm_id} still runs on {host}, which oned had given up")
+                return False
+        agent.call("disk.delete" if place.name else "directory.delete", path=place.path)
+    what = place.name or "directory"
+    request.log.info(f"VM {vm_id} {what} on {host}, which was not reachable then, deleted")
+    return True
+
+
+def _settings(request: Request, client: oned.Client, place: VmPath) -> Settings:
+    try:
+        return vms.settings_of(request.settings, client, place)[0]
+    except Missing:
+        return request.settings  # its datastore is gone
+
+
+def _runs(agent: AgentClient, vm: xml.Element, settings: Settings, place: VmPath) -> bool:
+    """Whether the host still runs a VM that was given up; raises if that cannot be told."""
+    domain = domains.of(vm, settings)
+    examined = agent.call("directory.examine", path=place.path, marker="", disks=[], domain=domain)
+    return examined["state"] not in ("", "shut off", "crashed")
+
+
+def _is_in_use(vm: xml.Element, place: VmPath) -> bool:
+    """Whether the VM lives there again, or has a disk of this name again."""
+    record = "HISTORY_RECORDS/HISTORY[last()]"
+    there = (vm.text(f"{record}/HOSTNAME"), vm.text(f"{record}/DS_ID"))
+    if vm.text("STATE") == vms.DONE or there != (place.host, os.path.basename(place.datastore)):
+        return False
+    ids = [disk.text("DISK_ID") for disk in vm.all("TEMPLATE/DISK")]
+    return not place.name or str(place.disk_id) in ids
+
+
+def _name_of_copies(replica: str, root: str, vm_id: int, disk: str) -> str:
+    return _name(replica, f"{root}/{vm_id}/{disk}")
+
+
+def _name(host: str, path: str) -> str:
+    return f"{_KIND}/" + re.sub(r"[^\w.-]", "_", f"{host}{path}")
