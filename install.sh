@@ -10,9 +10,11 @@ here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 
 if [[ -n ${ONE_LOCATION:-} ]]; then
     remotes=$ONE_LOCATION/var/remotes etc=$ONE_LOCATION/etc default_venv=$ONE_LOCATION/lib/onestor/venv
+    bin=$ONE_LOCATION/bin units=''
     driver_path=${ONESTOR_PATH:-$PATH}
 else
     remotes=/var/lib/one/remotes etc=/etc/one default_venv=/usr/lib/onestor/venv
+    bin=/usr/bin units=/etc/systemd/system
     driver_path=${ONESTOR_PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
 fi
 owner=oneadmin venv='' private_venv='' packages='' dry_run='' mode=install configure=''
@@ -40,6 +42,9 @@ Options:
   --remotes DIR        OpenNebula's remotes directory (default: $remotes)
   --etc DIR            where oned.conf is (default: $etc)
   --user NAME[:GROUP]  whom oned runs as (default: oneadmin)
+  --bin DIR            where the command onestor goes (default: $bin)
+  --units DIR          where systemd looks for units (default: ${units:-none}); without systemd run
+                       "onestor recovery run" every minute by other means
   --packages           get missing packages from the distribution (apt-get, dnf); as root
   --venv DIR           a private Python environment is made here when the distribution's packages
                        are missing or too old (default: $default_venv);
@@ -260,6 +265,13 @@ configuration() {
         --one-version "$(one_version)" ${dry_run:+--dry-run} "$@"
 }
 
+command_file() {
+    local work=$1
+    shift
+    "$python" -B "$here/packaging/command.py" "$work" --bin "$bin" --units "$units" \
+        --remotes "$remotes" --user "$owner" ${dry_run:+--dry-run} "$@"
+}
+
 one_version() { head -n 1 "$remotes/VERSION" 2>/dev/null || true; }
 
 check_remotes() {
@@ -289,7 +301,8 @@ onestor_version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/onestor_lib/
 
 # The options of this run, as the start of a command to paste.
 own_command() {
-    local words=("$here/install.sh" --remotes "$remotes" --etc "$etc" --user "$owner")
+    local words=("$here/install.sh" --remotes "$remotes" --etc "$etc" --user "$owner" --bin "$bin")
+    [[ -z $units ]] || words+=(--units "$units")
     printf '%q ' "${words[@]}"
 }
 
@@ -309,6 +322,11 @@ do_install() {
         as_user "$python" -B -c 'import sys; sys.path[0] = sys.argv[1]; import onestor_lib' "$remotes" \
             2>/dev/null || fail "verify: $remotes: $user cannot import onestor_lib from there"
     fi
+    if ((EUID == 0)) || [[ -w $bin ]]; then
+        command_file install --interpreter "$interpreter"
+    else
+        warn "$bin: only root can install the command onestor there, or give --bin"
+    fi
     say
     say "In OpenNebula's configuration (install.sh --configure does it):"
     configuration show
@@ -320,6 +338,7 @@ Then:
   onedatastore create images.conf        # NAME = images,  TYPE = IMAGE_DS,  DS_MAD = onestor, TM_MAD = onestor
   onedatastore create system.conf        # NAME = cluster, TYPE = SYSTEM_DS, TM_MAD = onestor
                                          # optional: REPLICA_HOST = the host that caches images
+  systemctl enable --now onestor-recovery.timer    # for disks with RECOVERY_SNAPSHOT_FREQ
 HA: run this on every front-end, oned.conf and $remotes have to be the same on all.
 NEXT
 }
@@ -330,6 +349,7 @@ do_uninstall() {
     own_python
     warn "datastores with TM_MAD=onestor stop working; move their VMs and images first," \
         "or give them another driver (onedatastore update)"
+    command_file remove
     deploy uninstall --venv "${venv:-$default_venv}"
     if [[ $configure ]]; then
         configuration remove
@@ -371,6 +391,7 @@ do_check() {
         say "problem: qemu-img: not in $driver_path; mend: $(package_hint qemu-utils qemu-img)"
     fi
     deploy check --mend "$(own_command)" || bad=1
+    command_file check --interpreter "$recorded" --mend "$(own_command)" || bad=1
     configuration check --mend "$(own_command)--configure" || bad=1
     exit "$bad"
 }
@@ -404,13 +425,15 @@ set_mode() {
 
 while (($#)); do
     case $1 in
-    --remotes | --etc | --user | --venv)
+    --remotes | --etc | --user | --venv | --bin | --units)
         [[ -n ${2:-} ]] || usage_error "$1 needs a value"
         case $1 in
         --remotes) remotes=$(realpath -m -s -- "$2") ;;
         --etc) etc=$(realpath -m -s -- "$2") ;;
         --user) owner=$2 ;;
         --venv) venv=$(realpath -m -s -- "$2") ;;
+        --bin) bin=$(realpath -m -s -- "$2") ;;
+        --units) units=$(realpath -m -s -- "$2") ;;
         esac
         shift
         ;;
