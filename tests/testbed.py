@@ -22,7 +22,7 @@ from tests.cluster import Cluster, Node, NodeProcess, wait_until
 from tests.oned.cloud import Cloud
 from tests.oned.mads import SSH_AUTH_SOCK
 from tests.oned.objects import DATASTORES as OPENNEBULAS_DATASTORES
-from tests.oned.objects import Datastore, Image, Vm
+from tests.oned.objects import Datastore, Disk, Image, Vm
 from tests.oned.oned import Oned
 
 REMOTES = "/var/lib/one/remotes"
@@ -31,6 +31,7 @@ MB = 1 << 20
 STATE = "/var/lib/one/oned"
 SESSION = "oneadmin:opennebula"
 LOG = "/var/log/one/onestor.log"
+NOTES = "/var/lib/one/.onestor"  # what the front-end keeps between actions
 
 AGENT = {"SSH_AUTH_SOCK": SSH_AUTH_SOCK}
 
@@ -100,9 +101,11 @@ class Testbed:
         size = int.from_bytes(head[24:32], "big") if is_qcow2 else owner.st_size
         return (size + MB - 1) // MB, "qcow2" if is_qcow2 else "raw"
 
-    def vm(self, *images: Image, **options: object) -> Vm:
-        """A pending VM with a disk of each image."""
-        disks = [self.cloud.image_disk(image) for image in images]
+    def vm(self, *images: Image | Disk, **options: object) -> Vm:
+        """A pending VM with a disk of each image, and these disks."""
+        disks = [
+            self.cloud.image_disk(each) if isinstance(each, Image) else each for each in images
+        ]
         return self.cloud.add_vm(disks=disks, **options)  # type: ignore[arg-type]
 
     def disk_path(self, vm: Vm, disk: int = 0, datastore: Datastore | None = None) -> str:
@@ -151,6 +154,7 @@ class Testbed:
             thing.template, thing.images = dict(template), []
             self.cloud.save(thing)
         self.frontend.write(LOG, "")
+        self.frontend.run(["rm", "-rf", NOTES])
 
     def crashed_at(self) -> list[str]:
         """The crash points at which processes have died, on any machine."""

@@ -94,10 +94,14 @@ class FrontEnd:
     def run(
         self, *args: str, status: int = 0, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        places = ("--remotes", str(self.remotes), "--etc", str(self.etc))
-        return self.run_bare(
-            *places, "--venv", str(self.venv), "--user", USER, *args, status=status, **environment
-        )
+        where = ["--venv", str(self.venv), "--etc", str(self.etc)]
+        return self.run_bare(*self.places, *where, *args, status=status, **environment)
+
+    @property
+    def places(self) -> list[str]:
+        """Options without which install.sh would write outside of the directory."""
+        outside = ["--bin", str(self.base / "command"), "--units", str(self.base / "units")]
+        return ["--remotes", str(self.remotes), *outside, "--user", USER]
 
     def run_bare(
         self, *args: str, status: int = 0, **environment: str

@@ -62,14 +62,13 @@ def test_a_second_run_touches_nothing(front_end: FrontEnd) -> None:
 
 def test_the_callers_umask_and_python_settings_do_not_show(front_end: FrontEnd) -> None:
     command = f"umask 077; exec '{front_end.source}/install.sh' \"$@\""
-    arguments = ["--remotes", str(front_end.remotes), "--user", USER]
     environment = {
         **os.environ,
         "ONESTOR_PATH": f"{front_end.base}/bin",
         "PYTHONPYCACHEPREFIX": str(front_end.base / "elsewhere"),
         "SOURCE_DATE_EPOCH": "1",
     }
-    subprocess.run(["bash", "-c", command, "-", *arguments], check=True, env=environment)
+    subprocess.run(["bash", "-c", command, "-", *front_end.places], check=True, env=environment)
     before = front_end.state()
     front_end.run()
     assert front_end.state() == before

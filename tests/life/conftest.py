@@ -11,6 +11,7 @@ import pytest
 
 from tests import guest
 from tests.cluster import Node
+from tests.cluster.wait import wait_until
 from tests.hypervisor import Kvm
 from tests.oned.life import Life
 from tests.oned.objects import Image, Vm
@@ -69,14 +70,47 @@ class World:
         (line,) = [line for line in said.splitlines() if f"ID = {vm.id}," in line]
         return base64.b64decode(line.split('"')[1]).decode().replace("[ ", "[").replace(" ]", "]")
 
+    def backup(self, vm: Vm, name: str, since: str = "") -> None:
+        """A backup of the first disk, as OpenNebula's utility has libvirt make it; its end."""
+        others = [f"vd{chr(ord('a') + disk.id)}" for disk in vm.disks[1:]]
+        incremental = f"<incremental>{since}</incremental>" if since else ""
+        target = f"{SOURCES}/{name}.qcow2"
+        self.one.run(["qemu-img", "create", "-q", "-f", "qcow2", target, str(SIZE)])
+        disks = "".join(f'<disk name="{each}" backup="no"/>' for each in others)
+        self.one.write(
+            f"{SOURCES}/backup.xml",
+            f'<domainbackup mode="push">{incremental}<disks>'
+            f'<disk name="vda" type="file" backup="yes"><target file="{target}"/>'
+            f'<driver type="qcow2"/></disk>{disks}</disks></domainbackup>',
+        )
+        points = "".join(f'<disk name="{each}" checkpoint="no"/>' for each in others)
+        self.one.write(
+            f"{SOURCES}/point.xml",
+            f"<domaincheckpoint><name>{name}</name><disks>"
+            f'<disk name="vda" checkpoint="bitmap"/>{points}</disks></domaincheckpoint>',
+        )
+        files = [f"{SOURCES}/backup.xml", f"{SOURCES}/point.xml"]
+        self.kvm.virsh("host01", "backup-begin", vm.deploy_id, *files, "--reuse-external")
+        wait_until(
+            lambda: "None" in self.kvm.virsh("host01", "domjobinfo", vm.deploy_id), "backup", 60
+        )
+
+    def restored(self, *names: str) -> bytes:
+        """What a full backup and its increments, in their order, say was on the disk."""
+        files = [f"{SOURCES}/{name}.qcow2" for name in names]
+        for below, file in zip(files, files[1:]):
+            rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", file]
+            self.one.run(rebase)
+        return self.content(self.one, files[-1], "qcow2")
+
     def image(self, **options: Any) -> Image:
         return self.bed.image(f"{SOURCES}/guest.qcow2", **options)
 
 
 @pytest.fixture(scope="session")
 def running_world() -> Iterator[World]:
-    with running_testbed(hosts=2) as bed:
-        kvm = Kvm(bed.frontend, {node.name: node for node in bed.hosts})
+    with running_testbed(hosts=3) as bed:  # the last one is a replica in some tests
+        kvm = Kvm(bed.frontend, {node.name: node for node in bed.hosts[:2]})
         kvm.start()
         make_sources(bed.frontend)
         yield World(bed, kvm, Life(bed.oned, kvm))
@@ -88,12 +122,20 @@ def world(running_world: World) -> Iterator[World]:
     bed.clean()
     kvm.failing = False
     yield running_world
-    for node in bed.hosts:
+    for node in bed.hosts[:2]:
         for name in kvm.virsh(node.name, "list", "--name").split():
             kvm.virsh(node.name, "destroy", name)
+    for node in bed.hosts:
         node.heal()
         node.unlimit_rate()
     assert bed.leftovers() == []
+
+
+@pytest.fixture
+def replica(world: World) -> Node:
+    world.bed.system.template["REPLICA_HOST"] = "host03"
+    world.bed.cloud.save(world.bed.system)
+    return world.bed.hosts[2]
 
 
 def make_sources(frontend: Node) -> None:

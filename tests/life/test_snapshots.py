@@ -157,33 +157,10 @@ ln -s disk.0.snap/base.1 {disk}"""
     assert names(world, vm) == {"0", "disk.0.snap"}
 
 
-def backup(world: World, vm: Vm, name: str, incremental: str = "") -> None:
-    """A backup of the first disk, as OpenNebula's utility has libvirt make it; its end."""
-    since = f"<incremental>{incremental}</incremental>" if incremental else ""
-    target = f"{SOURCES}/{name}.qcow2"
-    world.one.run(["qemu-img", "create", "-q", "-f", "qcow2", target, "64M"])
-    world.one.write(
-        f"{SOURCES}/backup.xml",
-        f'<domainbackup mode="push">{since}<disks><disk name="vda" type="file" backup="yes">'
-        f'<target file="{target}"/><driver type="qcow2"/></disk>'
-        '<disk name="vdb" backup="no"/></disks></domainbackup>',
-    )
-    world.one.write(
-        f"{SOURCES}/point.xml",
-        f'<domaincheckpoint><name>{name}</name><disks><disk name="vda" checkpoint="bitmap"/>'
-        '<disk name="vdb" checkpoint="no"/></disks></domaincheckpoint>',
-    )
-    files = [f"{SOURCES}/backup.xml", f"{SOURCES}/point.xml"]
-    world.kvm.virsh("host01", "backup-begin", vm.deploy_id, *files, "--reuse-external")
-    wait_until(
-        lambda: "None" in world.kvm.virsh("host01", "domjobinfo", vm.deploy_id), "backup", 60
-    )
-
-
 def test_incremental_backups_do_not_notice(world: World, vm: Vm) -> None:
     """A checkpoint is there before, one is made after, and the increment is right."""
     disk, template = world.disk(vm), vm.disks[0]
-    backup(world, vm, "full")
+    world.backup(vm, "full")
     points = world.kvm.virsh("host01", "checkpoint-list", vm.deploy_id, "--name").split()
     assert points == ["full"]
     good(world.life.snapshot(vm, template))
@@ -191,13 +168,10 @@ def test_incremental_backups_do_not_notice(world: World, vm: Vm) -> None:
     world.kvm.guest_at_work(vm, "host01")
     moment(world, vm, 0)
     world.kvm.virsh("host01", "suspend", vm.deploy_id)
-    backup(world, vm, "increment", "full")
+    world.backup(vm, "increment", "full")
     now = world.content(world.one, disk, "qcow2")
     world.kvm.virsh("host01", "resume", vm.deploy_id)
-    full, increment = (f"{SOURCES}/{name}.qcow2" for name in ("full", "increment"))
-    rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", full, "-F", "qcow2", increment]
-    world.one.run(rebase)
-    assert world.content(world.one, increment, "qcow2") == now
+    assert world.restored("full", "increment") == now
     good(world.life.snapshot(vm, template))
     assert moment(world, vm, 1) > moment(world, vm, 0)
     world.life.power_off(vm)

@@ -1,0 +1,81 @@
+"""What tests of recovery copies have in common: passes, copies, and a VM that comes back."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from tests.cluster import Node
+from tests.drivers.conftest import CALL_ENVIRONMENT
+from tests.life.conftest import World
+from tests.oned.objects import Vm
+from tests.oned.reply import Reply
+from tests.testbed import DATASTORES
+
+ROOT = f"{DATASTORES}/replica_snaps"
+
+
+def argv(*words: str) -> list[str]:
+    return ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "recovery", *words]
+
+
+def onestor(world: World, *words: str, **environment: str) -> str:
+    done = world.bed.frontend.run(
+        argv(*words), env={**CALL_ENVIRONMENT, **environment}, check=False, timeout=300
+    )
+    return done.stdout + done.stderr
+
+
+def run(world: World) -> str:
+    """One pass, when all disks that ask for a copy each second are due again."""
+    time.sleep(1.1)
+    return onestor(world, "run")
+
+
+def listed(world: World) -> dict[tuple[int, str], dict[str, Any]]:
+    lines = onestor(world, "list", "--json").splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    return {(row["vm"], row["disk"]): row for row in rows}
+
+
+def good(reply: Reply) -> None:
+    assert reply.success, reply.error
+
+
+def use_replicas(world: World, *names: str) -> None:
+    world.bed.system.template["REPLICA_HOST"] = " ".join(names)
+    world.bed.cloud.save(world.bed.system)
+
+
+def started(world: World, *more: Any, host: str = "host01", frequency: str = "1") -> Vm:
+    vm = world.bed.vm(world.image(), *more)
+    for disk in vm.disks:
+        disk.attributes["RECOVERY_SNAPSHOT_FREQ"] = frequency
+    good(world.life.instantiate(vm, host, world.bed.system))
+    world.kvm.guest_at_work(vm, host)
+    return vm
+
+
+def copies(world: World, vm: Vm, disk: int = 0, node: Node | None = None) -> list[str]:
+    """The copies of a disk on the replica, the youngest first."""
+    where = node or world.bed.hosts[2]
+    script = f"ls -d {ROOT}/{vm.id}/disk.{disk}.*"
+    names = where.run(["sh", "-c", script], check=False).stdout.split()
+    return [f"{name}/disk.{disk}" for name in sorted(names, reverse=True) if name[-1].isdigit()]
+
+
+def moment(world: World, vm: Vm, node: Node | None = None) -> int:
+    """How far the guest was by the only copy there is: the state at one moment."""
+    where = node or world.bed.hosts[2]
+    (copy,) = copies(world, vm, node=where)
+    count = world.count(where, copy)
+    assert count.is_one_moment
+    return count.highest
+
+
+def recreate(world: World, vm: Vm, host: str = "host02") -> None:
+    """onevm recover --recreate, and its host is gone for good or not."""
+    for reply in world.bed.oned.recover_recreate(vm):
+        good(reply)
+    good(world.bed.oned.instantiate(vm, host, world.bed.system))

@@ -1,0 +1,299 @@
+"""Recovery copies, made while guests write (known failures G)."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from onestor_lib.agent import crashpoints
+from tests.cluster import Node, wait_until
+from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished, warnings
+from tests.life.conftest import SOURCES, World
+from tests.life.recovering import (
+    ROOT,
+    argv,
+    copies,
+    good,
+    listed,
+    moment,
+    onestor,
+    recreate,
+    run,
+    started,
+    use_replicas,
+)
+from tests.oned import objects
+from tests.oned.objects import Vm
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def vm(world: World, replica: Node) -> Vm:
+    """A VM that runs on host01 and writes to its thin disk, which asks for copies."""
+    return started(world)
+
+
+def test_G5_G6_G8_G9_G12_snapshots_and_live_migrations(world: World, vm: Vm, replica: Node) -> None:
+    template = vm.disks[0]
+    run(world)
+    good(world.life.snapshot(vm, template))
+    run(world)
+    first = moment(world, vm)
+    for host, node in (("host02", world.two), ("host01", world.one)):
+        answer = world.life.live_migrate(vm, host)
+        assert answer.success and world.life.after.success, (answer, world.life.after)
+        world.kvm.guest_at_work(vm, host)
+        assert "1 copied" in run(world)
+        later = moment(world, vm)
+        assert later > first
+        first = later
+        assert node.exists(f"{world.directory(vm)}/vm.xml")
+    for number in (9, 10, 123):
+        vm.snapshots[0].next_snapshot = number
+        good(world.life.snapshot(vm, template))
+        world.kvm.guest_at_work(vm, "host01")
+        run(world)
+        assert moment(world, vm) > world.count(world.one, f"{world.disk(vm)}.snap/{number}").highest
+    kept = {each: world.count(world.one, f"{world.disk(vm)}.snap/{each}") for each in (0, 9, 123)}
+    good(world.life.delete_snapshot(vm, template, 10))
+    assert "1 copied" in run(world)
+    for number, count in kept.items():
+        assert count.is_one_moment
+        assert world.count(world.one, f"{world.disk(vm)}.snap/{number}") == count
+    world.life.power_off(vm)
+    before = moment(world, vm)
+    assert "copied" not in run(world)  # it does not run: nothing to do, nothing to complain about
+    assert warnings(world.bed) == []
+    good(world.life.revert(vm, template, 9))
+    assert world.count(world.one, world.disk(vm)) == kept[9]
+    assert moment(world, vm) == before
+
+
+def test_G7_incremental_backups(world: World, vm: Vm, replica: Node) -> None:
+    """Three rounds of each by turns: every increment is right, and so is every copy."""
+    names: list[str] = []
+    for number in range(3):
+        run(world)
+        world.kvm.guest_at_work(vm, "host01")
+        world.kvm.virsh("host01", "suspend", vm.deploy_id)
+        name = f"round{number}"
+        world.backup(vm, name, names[-1] if names else "")
+        names.append(name)
+        assert world.restored(*names) == world.content(world.one, world.disk(vm), "qcow2")
+        run(world)  # of a guest that stands still: what the backup has, too
+        world.kvm.virsh("host01", "resume", vm.deploy_id)
+        (copy,) = copies(world, vm)
+        assert world.content(replica, copy, "qcow2") == world.restored(*names)
+    points = world.kvm.virsh("host01", "checkpoint-list", vm.deploy_id, "--name").split()
+    assert points == names
+
+
+def test_G15_G18_raw_disks_and_disks_that_do_not_ask(world: World, replica: Node) -> None:
+    raw = world.bed.image(f"{SOURCES}/guest.raw")
+    volatile = world.bed.cloud.volatile_disk(8, RECOVERY_SNAPSHOT_FREQ="3600")
+    swap = world.bed.cloud.volatile_disk(8, "swap", RECOVERY_SNAPSHOT_FREQ="1")
+    vm = world.bed.vm(raw, world.image(), world.image(), volatile, swap)
+    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "1"
+    vm.disks[2].attributes["RECOVERY_SNAPSHOT_FREQ"] = "3600"
+    good(world.bed.oned.instantiate(vm, "host01", world.bed.system))
+    write = ["qemu-io", "-f", "raw", "-c", "write -P 9 1M 1M"]
+    world.one.run([*write, world.disk(vm, volatile.id)])
+    written = world.one.read(world.disk(vm, volatile.id))
+    world.kvm.deploy(vm)
+    world.kvm.guest_at_work(vm, "host01")
+    assert "3 copied" in run(world)
+    kept = {disk.id: len(copies(world, vm, disk.id)) for disk in vm.disks}
+    assert kept == {0: 1, 1: 0, 2: 1, 3: 1, 4: 0}
+    (copy,) = copies(world, vm)
+    count = world.count(replica, copy, "raw")
+    assert count.is_one_moment and count.highest > 0
+    world.kvm.guest_at_work(vm, "host01")
+    assert "1 copied" in run(world)  # the others are not due
+    (copy,) = copies(world, vm)
+    later = world.count(replica, copy, "raw")
+    assert later.highest > count.highest
+    world.kvm.shutdown(vm, "host01")
+    recreate(world, vm)
+    assert world.count(world.two, world.disk(vm), "raw").highest == later.highest
+    assert world.two.read(world.disk(vm, volatile.id)) == written
+
+
+def test_G14_G17_the_switch(world: World, vm: Vm, replica: Node) -> None:
+    """Removed from the disk, or REPLICA_HOST from the datastore: copies end with the next pass."""
+    run(world)
+    assert len(copies(world, vm)) == 1
+    del vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"]
+    world.bed.cloud.save(vm)
+    for _ in range(2):
+        assert "copied" not in run(world)
+        assert copies(world, vm) == []
+    assert listed(world) == {}
+    assert not replica.exists(f"{ROOT}/{vm.id}")
+    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "often"
+    world.bed.cloud.save(vm)
+    assert "RECOVERY_SNAPSHOT_FREQ is 'often', not a number" in run(world)
+    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "1"
+    world.bed.cloud.save(vm)
+    run(world)
+    assert len(copies(world, vm)) == 1
+    use_replicas(world)
+    assert "copied" not in run(world)
+    assert copies(world, vm) == []  # though nobody names the replica any more
+    assert "no REPLICA_HOST" in listed(world)[vm.id, "disk.0"]["error"]
+    other = started(world, host="host02")
+    (warning,) = [line for line in warnings(world.bed) if f"VM {other.id} " in line]
+    assert "has no REPLICA_HOST" in warning
+    assert run(world) == ""
+
+
+def test_a_disk_that_is_not_written_to_costs_nothing(world: World, vm: Vm, replica: Node) -> None:
+    run(world)
+    world.kvm.virsh("host01", "suspend", vm.deploy_id)
+    assert "1 copied" in run(world)
+    (before,) = copies(world, vm)
+    file = replica.run(["stat", "-c", "%i", before]).stdout
+    assert "1 unchanged" in run(world)
+    (after,) = copies(world, vm)
+    assert replica.run(["stat", "-c", "%i", after]).stdout == file
+    assert after > before  # the name tells the moment it shows
+    assert "DISK_RECOVERY_SNAPSHOT = [ID=0, TIMESTAMP=" in world.probe("host01", vm)
+    row = listed(world)[vm.id, "disk.0"]
+    assert row["age"] < 30 and row["replica"] == "host03" and row["frequency"] == 1
+    assert "host03" in onestor(world, "list").splitlines()[1]
+    world.kvm.virsh("host01", "resume", vm.deploy_id)
+    assert f"VM {vm.id}: removed from host03" in onestor(world, "drop", str(vm.id))
+    assert copies(world, vm) == []
+
+
+def test_a_disk_that_was_written_to_in_an_earlier_run(world: World, replica: Node) -> None:
+    """What the hypervisor has counted since the last start says nothing of that."""
+    vm = started(world, world.image())
+    run(world)
+    world.life.power_off(vm)
+    disk = world.disk(vm, 1)  # the guest does not write to it
+    world.one.run(["qemu-io", "-f", "qcow2", "-c", "write -P 5 10M 1M", disk])
+    world.kvm.deploy(vm)
+    world.bed.cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
+    world.kvm.guest_at_work(vm, "host01")
+    assert "2 copied" in run(world)
+    (copy,) = copies(world, vm, 1)
+    assert world.content(replica, copy, "qcow2") == world.content(world.one, disk, "qcow2")
+
+
+def test_G22_saves_resizes_and_disks_that_come_back(world: World, vm: Vm, replica: Node) -> None:
+    """By turns with passes, in both orders; libvirt's path has a double slash in it."""
+    assert "//" in world.kvm.virsh("host01", "domblklist", vm.deploy_id)
+    template = vm.disks[0]
+    run(world)
+    first = moment(world, vm)
+    image = world.life.save_as(vm, template)
+    assert world.count(world.bed.frontend, image.source).is_one_moment
+    run(world)
+    assert moment(world, vm) > first
+    world.kvm.virsh("host01", "blockresize", vm.deploy_id, "vda", "72M")
+    good(world.life.resize(vm, template, 72))
+    run(world)
+    (copy,) = copies(world, vm)
+    assert len(world.content(replica, copy, "qcow2")) == 72 * MB
+    world.life.power_off(vm)
+    good(world.bed.oned.detach_disk(vm, template))
+    original = world.bed.cloud.images[template.image_id or 0]
+    disk = world.bed.cloud.image_disk(original, RECOVERY_SNAPSHOT_FREQ="1")
+    good(world.bed.oned.attach_disk(vm, disk))
+    assert disk.id == 0
+    fresh = world.content(world.one, world.disk(vm), "qcow2")
+    recreate(world, vm)  # the copy was of a disk that is gone, though of the same image
+    assert world.content(world.two, world.disk(vm), "qcow2") == fresh
+
+
+def test_G11_G22_L11_a_disk_of_the_old_recovery_layout(world: World, vm: Vm, replica: Node) -> None:
+    world.life.power_off(vm)
+    disk = world.disk(vm)
+    script = f"""
+qemu-img convert -f qcow2 -O qcow2 {disk} {disk}.flat && mkdir {disk}.snap &&
+ln -s . {disk}.snap/disk.0.snap && mv {disk}.flat {disk}.snap/base && rm {disk} {disk}.base &&
+qemu-img create -q -u -f qcow2 -b disk.0.snap/base -F qcow2 {disk}.snap/base.1 {64 * MB} &&
+ln -s disk.0.snap/base.1 {disk}"""
+    world.one.run(["sh", "-c", script])
+    world.kvm.deploy(vm)
+    world.bed.cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
+    world.kvm.guest_at_work(vm, "host01")
+    before = world.names(world.one, vm)
+    for _ in range(2):
+        world.kvm.guest_at_work(vm, "host01")
+        assert "1 copied" in run(world)
+    kept = moment(world, vm)
+    assert world.names(world.one, vm) == before
+    with program_before(world.one, "virsh", "exit 1"):  # nobody knows what is in use
+        assert "1 failed" in run(world)
+    assert world.names(world.one, vm) == before
+    world.kvm.shutdown(vm, "host01")
+    recreate(world, vm)
+    assert world.count(world.two, disk).highest == kept
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("point", crashpoints.names("recovery"))
+def test_G10_G19_a_pass_that_is_killed_leaves_a_whole_copy(
+    world: World, vm: Vm, replica: Node, point: str
+) -> None:
+    run(world)
+    first = moment(world, vm)
+    world.kvm.guest_at_work(vm, "host01")
+    time.sleep(1.1)
+    onestor(world, "run", **{crashpoints.VARIABLE: point})
+    assert set(world.bed.crashed_at()) == {point}
+    kept = [world.count(replica, copy) for copy in copies(world, vm)]
+    assert kept and all(count.is_one_moment and count.highest >= first for count in kept)
+    assert "1 copied" in run(world)
+    assert moment(world, vm) > first
+    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
+    assert unfinished(world.bed) == []
+
+
+def test_G13_a_slow_vm_delays_no_other(world: World, vm: Vm, replica: Node) -> None:
+    other = started(world, host="host02")
+    stuck = 'case "$*" in *blockcopy*) touch /var/tmp/stuck; sleep 25;; esac\n'
+    stuck += 'exec /usr/bin/virsh "$@"'
+    world.one.run(["rm", "-f", "/var/tmp/stuck"])
+    time.sleep(1.1)
+    with (
+        program_before(world.one, "virsh", stuck),
+        world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as at_work,
+    ):
+        wait_until(lambda: world.one.exists("/var/tmp/stuck"), "one is stuck", 60)
+        wait_until(lambda: len(copies(world, other)) == 1, "the other one is copied", 20)
+        first = copies(world, other)
+        begin = time.monotonic()
+        assert "DISK_SIZE" in world.probe("host01", vm)
+        assert time.monotonic() - begin < 2
+        assert "another pass is at work" in run(world)
+        wait_until(lambda: copies(world, other) != first, "and again when it is due", 60)
+        at_work.wait(timeout=120)
+    assert len(copies(world, vm)) == 1
+
+
+def test_G13_dead_hosts_and_replicas_delay_no_other(world: World, vm: Vm, replica: Node) -> None:
+    other = started(world, host="host02")
+    use_replicas(world, "host02", "host03")
+    world.two.cut()
+    begin = time.monotonic()
+    said = run(world)
+    assert "1 copied" in said and "1 failed" in said
+    assert time.monotonic() - begin < 60
+    world.two.heal()
+    assert len(copies(world, vm)) == 1 and copies(world, other) == []
+    error = listed(world)[other.id, "disk.0"]["error"]
+    assert "host02" in error
+    assert "2 copied" in run(world)
+    assert listed(world)[other.id, "disk.0"]["error"] == ""
+
+
+def test_the_only_replica_is_the_host_itself(world: World, vm: Vm) -> None:
+    use_replicas(world, "host01")
+    assert run(world) == ""
+    why = "the only REPLICA_HOST is the VM's own host"
+    assert listed(world)[vm.id, "disk.0"]["error"] == why
+    assert vm.lcm_state == objects.RUNNING

@@ -1,0 +1,295 @@
+"""VMs that come back from recovery copies when their host has died (known failures G)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from onestor_lib.agent import crashpoints
+from tests.cluster import Node, wait_until
+from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished, warnings
+from tests.life.conftest import SOURCES, World
+from tests.life.recovering import (
+    ROOT,
+    argv,
+    copies,
+    good,
+    listed,
+    moment,
+    recreate,
+    run,
+    started,
+    use_replicas,
+)
+from tests.oned import objects
+from tests.oned.objects import Vm
+from tests.testbed import DATASTORES
+
+
+@pytest.fixture
+def vm(world: World, replica: Node) -> Vm:
+    """A VM that runs on host01 and writes to its thin disk, which asks for copies."""
+    return started(world)
+
+
+def dead(world: World, host: str) -> None:
+    """oned has noticed that the host does not answer."""
+    for each in world.bed.cloud.hosts.values():
+        if each.name == host:
+            each.state = 3
+            world.bed.cloud.save(each)
+
+
+@pytest.fixture
+def revived(world: World) -> Iterator[None]:
+    yield
+    for each in world.bed.cloud.hosts.values():
+        each.state = 2
+        world.bed.cloud.save(each)
+
+
+@pytest.mark.usefixtures("revived")
+def test_G1_G16_G20_a_dead_host(world: World, vm: Vm, replica: Node) -> None:
+    """Its VM goes on elsewhere from the copy; what it had of it goes when it is back."""
+    gone = started(world)
+    assert "2 copied" in run(world)
+    kept = moment(world, vm)
+    assert kept > 0
+    for node in (world.one, world.two, replica):
+        assert node.run(["sh", "-c", "ls ~oneadmin/.ssh"]).stdout.count("id_") == 0
+    world.kvm.guest_at_work(vm, "host01")
+    world.one.cut()
+    dead(world, "host01")
+    begin = time.monotonic()
+    recreate(world, vm)
+    assert time.monotonic() - begin < 60
+    for reply in world.bed.oned.recover_delete(gone):
+        good(reply)
+    assert not replica.exists(f"{ROOT}/{gone.id}")
+    disk = world.disk(vm)
+    found = world.count(world.two, disk)
+    assert found.highest == kept and found.is_one_moment
+    assert "comes from the recovery copy on host03" in world.bed.log()
+    assert "disk.0.base" in world.two.run(["qemu-img", "info", disk]).stdout
+    world.kvm.deploy(vm)
+    world.kvm.guest_at_work(vm, "host02")
+    assert world.one.exists(disk)
+    world.one.heal()
+    world.kvm.virsh("host01", "destroy", gone.deploy_id)
+    assert "still runs on host01" in run(world)  # its guest has gone on: nothing is taken from it
+    assert world.one.exists(disk) and not world.one.exists(world.disk(gone))
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    run(world)
+    assert not world.one.exists(disk) and world.two.exists(disk)
+    assert listed(world)[vm.id, "disk.0"]["error"] == ""
+    good(world.bed.oned.terminate(vm))
+    assert not replica.exists(f"{ROOT}/{vm.id}")
+
+
+def test_G2_G21_replicas_that_are_down_are_told_later(world: World, vm: Vm, replica: Node) -> None:
+    other = started(world, host="host02")
+    run(world)
+    replica.cut()
+    begin = time.monotonic()
+    good(world.bed.oned.terminate(vm))
+    assert time.monotonic() - begin < 60
+    assert any("go later" in line for line in warnings(world.bed))
+    replica.heal()
+    assert copies(world, vm)
+    run(world)
+    assert not replica.exists(f"{ROOT}/{vm.id}")
+    # oned does not answer: copies must not stay and boot old data one day.
+    line = f"DELETE onestor host02:{world.directory(other)} {other.id} 102"
+    world.bed.environment(ONE_XMLRPC="http://127.0.0.1:1/RPC2")
+    world.bed.configure('REPLICA_HOST="host03"\n')
+    world.kvm.virsh("host02", "destroy", other.deploy_id)
+    good(world.bed.oned.transfer_mad.run_line(line))
+    world.bed.environment()
+    assert not replica.exists(f"{ROOT}/{other.id}")
+
+
+def test_G3_G4_L5_disks_that_come_and_go(world: World, replica: Node) -> None:
+    """A detached disk takes its copy along, no other's; what is attached then is no recovery."""
+    empty = world.bed.cloud.volatile_disk(8, RECOVERY_SNAPSHOT_FREQ="1")
+    vm = started(world, world.image(persistent=True), world.image(), empty)
+    run(world)
+    assert all(len(copies(world, vm, disk)) == 1 for disk in (0, 1, 2, 3))
+    world.life.power_off(vm)
+    for number in (3, 1, 2):
+        good(world.bed.oned.detach_disk(vm, vm.disk(number)))
+        assert copies(world, vm, number) == [] and len(copies(world, vm, 0)) == 1
+    image = world.bed.image(f"{SOURCES}/guest.raw")
+    disk = world.bed.cloud.image_disk(image, RECOVERY_SNAPSHOT_FREQ="1")
+    good(world.bed.oned.attach_disk(vm, disk))
+    assert disk.id == 1
+    recreate(world, vm)
+    original = world.bed.frontend.read(f"{SOURCES}/guest.raw")
+    assert world.two.read(world.disk(vm, 1)) == original
+    assert "disk.1 does not come from a recovery copy" in world.bed.log()
+
+
+def test_G3_a_copy_that_is_under_way_when_its_disk_is_detached(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """It does not appear afterwards, and would not be used for a disk of the same image."""
+    run(world)
+    world.kvm.guest_at_work(vm, "host01")
+    world.one.run(["rm", "-f", "/var/tmp/reading"])
+    stuck = (  # the agent that the replica starts there
+        f'case "$SSH_CLIENT" in "{replica.address}"*) touch /var/tmp/reading\n'
+        "while [ -e /var/tmp/reading ]; do sleep 0.1; done;; esac\n"
+        'exec /usr/bin/python3 "$@"'
+    )
+    time.sleep(1.1)
+    with (
+        program_before(world.one, "python3", stuck),
+        world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as at_work,
+    ):
+        wait_until(lambda: world.one.exists("/var/tmp/reading"), "the copy is fetched", 60)
+        world.life.power_off(vm)  # nothing of the disk is locked, a snapshot would be possible
+        good(world.life.snapshot(vm, vm.disks[0]))
+        good(world.life.delete_snapshot(vm, vm.disks[0], 0))
+        detached = vm.disks[0]
+        good(world.bed.oned.detach_disk(vm, detached))
+        world.one.run(["rm", "/var/tmp/reading"])
+        at_work.wait(timeout=60)
+    assert copies(world, vm) == [] and unfinished(world.bed) == []
+
+
+def test_G3_a_disk_that_is_attached_after_a_recreate_is_new(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """Even where the copy of an earlier one of the same image could not be removed."""
+    run(world)
+    world.kvm.shutdown(vm, "host01")
+    recreate(world, vm)
+    world.bed.cloud.set_state(vm, objects.POWEROFF)
+    kept = "/var/tmp/kept"
+    replica.run(["sh", "-c", f"rm -rf {kept}; cp -a {ROOT}/{vm.id} {kept}"])
+    original = world.bed.cloud.images[vm.disks[0].image_id or 0]
+    good(world.bed.oned.detach_disk(vm, vm.disks[0]))
+    replica.run(["sh", "-c", f"mv {kept} {ROOT}/{vm.id}"])
+    good(world.bed.oned.attach_disk(vm, world.bed.cloud.image_disk(
+        original, RECOVERY_SNAPSHOT_FREQ="1")))  # fmt: skip
+    fresh = world.content(world.bed.frontend, original.source, "qcow2")
+    assert world.content(world.two, world.disk(vm), "qcow2") == fresh
+
+
+def test_G3_replica_down_at_a_detach(world: World, vm: Vm, replica: Node) -> None:
+    """What it has is not used before it could be told to forget it."""
+    run(world)
+    world.life.power_off(vm)
+    original = world.bed.cloud.images[vm.disks[0].image_id or 0]
+    replica.cut()
+    good(world.bed.oned.detach_disk(vm, vm.disks[0]))
+    replica.heal()
+    good(world.bed.oned.attach_disk(vm, world.bed.cloud.image_disk(
+        original, RECOVERY_SNAPSHOT_FREQ="1")))  # fmt: skip
+    assert copies(world, vm)
+    fresh = world.content(world.one, world.disk(vm), "qcow2")
+    recreate(world, vm)
+    assert world.content(world.two, world.disk(vm), "qcow2") == fresh
+    run(world)
+    assert copies(world, vm) == []
+
+
+def test_G3_another_version_of_the_image(world: World, vm: Vm, replica: Node) -> None:
+    """A copy goes with what the disk was made from; the image has been replaced since."""
+    run(world)
+    world.kvm.shutdown(vm, "host01")
+    source = world.bed.cloud.images[vm.disks[0].image_id or 0].source
+    world.bed.frontend.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 40M 1M", source])
+    recreate(world, vm)
+    fresh = world.content(world.bed.frontend, source, "qcow2")
+    assert world.content(world.two, world.disk(vm), "qcow2") == fresh
+    assert "of another image, or another version of it" in world.bed.log()
+
+
+def test_G19_a_replica_that_dies_in_the_middle_keeps_the_previous_copy(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """And the next one in the list serves meanwhile; the youngest counts."""
+    run(world)
+    first = moment(world, vm)
+    world.kvm.guest_at_work(vm, "host01")
+    world.bed.configure('STALL_TIMEOUT="2"\nCONNECT_TIMEOUT="3"\n')
+    world.one.run(["rm", "-f", "/var/tmp/reading"])
+    time.sleep(1.1)
+    stuck = (  # the agent that the replica starts there
+        f'case "$SSH_CLIENT" in "{replica.address}"*) touch /var/tmp/reading; sleep 600;; esac\n'
+        'exec /usr/bin/python3 "$@"'
+    )
+    with (
+        program_before(world.one, "python3", stuck),
+        world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as at_work,
+    ):
+        wait_until(lambda: world.one.exists("/var/tmp/reading"), "the copy is fetched", 60)
+        replica.cut()
+        at_work.wait(timeout=120)
+    world.one.run(["pkill", "-f", "sleep 600"], check=False)
+    replica.heal()
+    assert moment(world, vm) == first
+    assert "has no new recovery copy" in world.bed.log()
+    assert listed(world)[vm.id, "disk.0"]["error"]
+    use_replicas(world, "host03", "host02")
+    world.kvm.guest_at_work(vm, "host01")
+    replica.cut()
+    assert "1 copied" in run(world)
+    replica.heal()
+    later = moment(world, vm, world.two)
+    assert later > first
+    world.kvm.shutdown(vm, "host01")
+    recreate(world, vm, "host01")
+    assert world.count(world.one, world.disk(vm)).highest == later
+    assert "comes from the recovery copy on host02" in world.bed.log()
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("point", crashpoints.names("tm.clone recovery"))
+def test_G19_a_recreate_that_is_killed_is_tried_again(
+    world: World, vm: Vm, replica: Node, point: str
+) -> None:
+    run(world)
+    kept = moment(world, vm)
+    world.kvm.shutdown(vm, "host01")
+    for reply in world.bed.oned.recover_recreate(vm):
+        good(reply)
+    world.bed.environment(**{crashpoints.VARIABLE: point})
+    assert not world.bed.oned.instantiate(vm, "host02", world.bed.system).success
+    assert set(world.bed.crashed_at()) == {point}
+    world.bed.environment()
+    good(world.bed.oned.retry_prolog(vm))
+    count = world.count(world.two, world.disk(vm))
+    assert count.highest == kept and count.is_one_moment
+    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
+    assert unfinished(world.bed) == []
+
+
+def test_no_replica_answers_at_a_recreate(world: World, vm: Vm, replica: Node) -> None:
+    """A disk from the image would lack what the guest has written, and nobody would notice."""
+    run(world)
+    kept = moment(world, vm)
+    world.kvm.shutdown(vm, "host01")
+    for reply in world.bed.oned.recover_recreate(vm):
+        good(reply)
+    replica.cut()
+    reply = world.bed.oned.instantiate(vm, "host02", world.bed.system)
+    assert not reply.success and "look for a recovery copy" in reply.error
+    replica.heal()
+    good(world.bed.oned.retry_prolog(vm))
+    assert world.count(world.two, world.disk(vm)).highest == kept
+
+
+def test_a_base_that_the_cache_has_not_is_brought(world: World, vm: Vm, replica: Node) -> None:
+    """To the replica with the first copy, and back from there."""
+    world.bed.configure('CACHE_ENABLE="NO"\n')
+    replica.run(["sh", "-c", f"rm -rf {DATASTORES}/101"])
+    run(world)
+    kept = moment(world, vm)
+    world.kvm.shutdown(vm, "host01")
+    recreate(world, vm)
+    found = world.count(world.two, world.disk(vm))
+    assert found.highest == kept and found.is_one_moment
+    assert world.two.exists(f"{world.disk(vm)}.base")
