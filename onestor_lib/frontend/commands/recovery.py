@@ -1,0 +1,81 @@
+"""onestor recovery: what a VM is built from when its host has died."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from typing import Any
+
+import click
+
+from onestor_lib.frontend import state
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.commands import output, running
+
+_COLUMNS = ("VM", "DISK", "EVERY", "AGE", "LAG", "SIZE", "REPLICA", "ERROR")
+_NUMBERS = ("VM", "EVERY", "AGE", "LAG", "SIZE")
+
+
+@click.group()
+def recovery() -> None:
+    """Recovery copies: what a VM is built from when its host has died."""
+
+
+@recovery.command("run")
+def run() -> None:
+    """Make the copies that are due; a timer runs this every minute."""
+    running.run("recovery", _run)
+
+
+def _run(request: Request) -> str | None:
+    from onestor_lib.frontend.services.recovery_pass import Pass
+
+    directory = state.directory()
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with (directory / "recovery.lock").open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            request.log.info("another pass is at work")
+            return None
+        begin = time.monotonic()
+        done = Pass(request).run()
+    counts = ", ".join(f"{count} {what}" for what, count in done.items())
+    if any(done.values()):
+        request.log.info(f"{counts}, {time.monotonic() - begin:.1f} s")
+    return None
+
+
+@recovery.command("list")
+@output.json_option
+def show(as_json: bool) -> None:
+    """Show every disk that asks for copies, or has one."""
+
+    def work(request: Request) -> str:
+        from onestor_lib.frontend.services import overview
+
+        rows = overview.rows(request)
+        if as_json:
+            return output.lines(rows)
+        return output.table(_COLUMNS, [_cells(row) for row in rows], right=_NUMBERS)
+
+    running.run("recovery", work)
+
+
+@recovery.command("drop")
+@click.argument("vm", type=click.IntRange(0))
+def drop(vm: int) -> None:
+    """Remove all copies of a VM; the next pass makes new ones unless the attribute is gone."""
+
+    def work(request: Request) -> str:
+        from onestor_lib.frontend.services import overview
+
+        return overview.drop(request, vm)
+
+    running.run("recovery", work)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ages = [output.seconds(row[name]) for name in ("frequency", "age", "lag")]
+    size = output.megabytes(row["size"])
+    return [str(row["vm"]), row["disk"], *ages, size, row["replica"] or "-", row["error"]]
