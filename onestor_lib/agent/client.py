@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from onestor_lib.agent import channel, errors
+from onestor_lib.agent import channel, counters, errors
 from onestor_lib.agent.errors import HostUnreachable
 
 GREETING = b"onestor agent\n"
@@ -75,7 +75,7 @@ class AgentClient:
     """Speaks with one agent; a context manager that ends it.
 
     ``host`` names the machine in errors; ``on_log`` gets (severity, text), ``on_progress`` gets
-    (done, total) in bytes.
+    (done, total) in bytes, ``on_counts`` what it has counted (``onestor_lib.agent.counters``).
     """
 
     def __init__(
@@ -85,9 +85,11 @@ class AgentClient:
         *,
         on_log: Callable[[str, str], None] = lambda severity, text: None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_counts: Callable[[list[list[Any]]], None] = counters.merge,
     ) -> None:
         self.host = host
         self._stream, self._on_log, self._on_progress = stream, on_log, on_progress
+        self._on_counts = on_counts
         self._buffer = bytearray()
         # Messages and signs of life are sent by two threads. Whoever holds the lock while _quiet is
         # not set may write; behind that there is a raw stream, or a descriptor that is closed.
@@ -214,6 +216,8 @@ class AgentClient:
                 done, total = message["progress"]
                 self._on_progress(int(done), int(total))
             else:
+                if "counts" in message:
+                    self._on_counts(message["counts"])
                 return message
 
     def _read_line(self, step: str) -> bytes:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from onestor_lib.agent import counters
 from onestor_lib.agent.errors import LockTimeout
 
 _PAUSE = 0.05  # seconds between two tries
@@ -158,6 +159,7 @@ def holder(path: Path) -> str:
 def _locked(
     path: Path, mode: int, timeout: float, on_progress: Callable[[], None]
 ) -> Iterator[int]:
+    begin = time.monotonic()
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
@@ -168,6 +170,8 @@ def _locked(
             os.close(fd)
             raise
         os.close(fd)  # it was removed with its directory while we waited
+    if (waited := time.monotonic() - begin) > _PAUSE:
+        counters.add(counters.LOCK_SECONDS, waited)
     try:
         yield fd
     finally:

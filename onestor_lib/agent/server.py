@@ -4,7 +4,8 @@ Messages to the agent: ``{"op": name, "args": {...}}``, and while an operation w
 front-end's part, ``{"progress": true}`` now and then, ``{"answer": {...}}`` or
 ``{"refusal": error}``. Messages from the agent: ``{"agent": {...}}`` once, then
 ``{"log": [severity, text]}``, ``{"progress": [done, total]}``, ``{"ask": question, ...}`` as they
-come, and ``{"result": ...}`` or ``{"error": {...}}`` last. A request with ``"stream": true`` is
+come, and ``{"result": ...}`` or ``{"error": {...}}`` last, with the ``"counts"`` of
+``onestor_lib.agent.counters`` if there are any. A request with ``"stream": true`` is
 the last one; raw bytes follow in both directions, those of the agent behind ``{"stream": true}``.
 """
 
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from onestor_lib.agent import channel, client, crashpoints, errors, publish, signals
+from onestor_lib.agent import channel, client, counters, crashpoints, errors, publish, signals
 from onestor_lib.agent.operations import OPERATIONS, load
 
 
@@ -102,7 +103,10 @@ class Server:
         self.writer.send({"agent": facts})
         while (message := self._messages.get()) is not None:
             self._busy = True
-            self.writer.send(self._handle(message))
+            answer = self._handle(message)
+            if counts := counters.take():
+                answer["counts"] = counts
+            self.writer.send(answer)
             self._busy = False
             if message.get("stream"):
                 return  # what is left of the stream is no message

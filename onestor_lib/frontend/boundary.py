@@ -39,7 +39,9 @@ class Request:
 
     def message(self) -> message.Message:
         """The message of a datastore action."""
-        return message.read(self.argv, self.stdin)
+        found = message.read(self.argv, self.stdin)
+        self.log.tally.fact(image=found.text("IMAGE/ID"))
+        return found
 
 
 def run(
@@ -51,8 +53,20 @@ def run(
     ``onestor_lib.frontend.actions.<kind>_<action>``.
     """
     journal = log.Log(action)
+    status = _attempt(kind, action, list(argv), journal, work)
+    journal.summary("ok" if status == 0 else "failed")
+    return status
+
+
+def _attempt(
+    kind: str,
+    action: str,
+    argv: list[str],
+    journal: log.Log,
+    work: Callable[[Request], str | None] | None,
+) -> int:
     try:
-        answer = _run(kind, action, list(argv), journal, work)
+        answer = _run(kind, action, argv, journal, work)
         if answer is not None:
             _print(answer)
         return 0
@@ -92,6 +106,8 @@ def _run(
     if work is None:
         work = importlib.import_module(f"onestor_lib.frontend.actions.{kind}_{action}").run
     request = Request(kind, action, argv, sys.stdin.buffer, settings, journal)
+    if kind == "tm":
+        journal.tally.read_arguments(argv)
     # Whatever an action or a library prints must not become an image's SOURCE (section 1.4).
     with contextlib.redirect_stdout(sys.stderr):
         return work(request)

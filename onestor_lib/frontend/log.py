@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from onestor_lib.agent.errors import one_line
+from onestor_lib.frontend.tally import Tally
 
 SEVERITIES = ("DEBUG", "INFO", "WARN", "ERROR")
 
@@ -36,6 +37,7 @@ class Log:
         self._stderr = stderr
         self._file = file
         self.version: tuple[int, ...] = (7, 0)
+        self.tally = Tally()
 
     def write_to(self, file: Path) -> None:
         """Use this log file from now on."""
@@ -61,6 +63,11 @@ class Log:
         self._append(severity, text)
         if self.version >= (7, 0):
             self._tell(f"{severity}: {self._name}: {text}\n")
+
+    def summary(self, outcome: str) -> None:
+        """The last line of the log file about an action: what it was about, and what it took."""
+        self._append("INFO", self.tally.summary(self._name, outcome))
+        self.tally.keep()
 
     def failure(self, text: str) -> None:
         """The final line: why the action failed, in the dialect of oned's version."""

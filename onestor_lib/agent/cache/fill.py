@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onestor_lib.agent import (
+    counters,
     crashpoints,
     extents,
     locks,
@@ -123,7 +125,9 @@ def _take(call: Dialogue, wanted: Wanted, stack: contextlib.ExitStack) -> Had:
             )
             if not _found(wanted):
                 was_there = False
+                begin = time.monotonic()
                 _fill(call, wanted, mine)
+                counters.add(counters.FILL_SECONDS, time.monotonic() - begin)
             mine.share(wanted.lock_timeout)
             if found := _found(wanted):  # the lock may have been somebody else's in between
                 stack.push(attempt.pop_all())

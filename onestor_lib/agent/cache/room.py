@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from onestor_lib.agent import crashpoints, locks, publish
+from onestor_lib.agent import counters, crashpoints, locks, publish
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.errors import CacheFailed
@@ -109,6 +109,7 @@ def drop_idle(path: Path, reason: str, say: Say) -> None:
             entry = Entry(path)
             entry.drop()
             say("INFO", f"{entry.image} left the cache: {reason}")
+            counters.add(counters.EVICTIONS, 1, reason)
 
 
 def _survey(root: Path) -> Iterator[_Stored]:
@@ -283,6 +284,7 @@ def _evict(each: _Stored, say: Say) -> int:
         return each.part_bytes
     entry.drop()
     say("INFO", f"evicted {entry.image} ({_freed(each) // MB} MB) to make room")
+    counters.add(counters.EVICTIONS, 1, "to make room")
     return _freed(each)
 
 

@@ -97,6 +97,12 @@ class Placement:
                     lock_timeout=settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
                 )
                 crashpoints.reach("frontend.placed")
+        tally = self.log.tally
+        tally.fact(image=disk.image_id, cache=placed["cache"])
+        tally.add("cache_requests_total", 1, host=self.target.host, result=placed["cache"])
+        if caches:
+            saved = max(0, int(facts["allocated"]) - supply.sent)
+            tally.add("saved_bytes_total", saved, host=self.target.host)
         way = f" from {', '.join(supply.way)}" if supply.way else ""
         self.log.info(
             f"VM {self.vm_id} {self.target.name} on {self.target.host} of {self._image(disk)}: "

@@ -62,7 +62,13 @@ class Hosts:
 
     @contextlib.contextmanager
     def _started(self, stream: Stream, host: str) -> Iterator[AgentClient]:
-        with AgentClient(stream, host, on_log=self._forward, on_progress=self._progress) as agent:
+        with AgentClient(
+            stream,
+            host,
+            on_log=self._forward,
+            on_progress=self._progress,
+            on_counts=self.log.tally.counted,
+        ) as agent:
             agent.start(bundle.build())
             self._agents.append(agent)
             try:

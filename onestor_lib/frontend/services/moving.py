@@ -70,6 +70,8 @@ class Move:
                 disks=own_disks(self.vm),
                 **arguments_of_it,
             )
+        sent = int(done.get("sent", 0))
+        self._hosts.log.tally.sent(self.source.host, self.target.host, sent)
         return done
 
     def _argv(self) -> list[str]:

@@ -336,6 +336,7 @@ class Pass:
                 lock_timeout=settings.seconds("BLOCK_JOB_TIMEOUT"),
                 bulk=hosts.bulk_priority(),
             )
+        self._log.tally.sent(wanted.place.host, replica, int(done["received"]))
         tombstones.drop_copies(replica, root, vm_id, disk)  # the older ones are gone by now
         return int(done["received"])
 

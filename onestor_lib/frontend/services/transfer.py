@@ -48,7 +48,7 @@ def bring(
         )
         return sent
 
-    return _insist(hosts, f"{path} from {source.host} to {host}", send, target)
+    return _insist(hosts, (path, source.host, host), send, target)
 
 
 def pull(
@@ -83,15 +83,15 @@ def pull(
             )
         return pulled
 
-    what = f"{image['path']} from {replica} to {host}"
+    what = (str(image["path"]), replica, host)
     return _insist(hosts, what, fetch, target, tries=1)  # behind it there is the origin
 
 
 def _insist(
     hosts: Hosts,
-    what: str,
+    what: tuple[str, str, str],
     send: Callable[[], dict[str, Any]],
-    target: dict[str, Any],
+    how: dict[str, Any],
     tries: int = _TRIES,
 ) -> dict[str, Any]:
     pauses = retry.pauses()
@@ -108,8 +108,11 @@ def _insist(
             if not error.retryable or tries == 0:
                 raise
             hosts.log.warn(f"{error}; trying again")
-            target["reuse"] = True  # what has come need not come again
+            how["reuse"] = True  # what has come need not come again
             continue
         seconds = time.monotonic() - begin
-        hosts.log.line("DEBUG", f"sent {sent['sent']} bytes of {what} in {seconds:.3f} s")
+        path, source, target = what
+        hosts.log.tally.sent(source, target, int(sent["sent"]))
+        words = f"{path} from {source} to {target}"
+        hosts.log.line("DEBUG", f"sent {sent['sent']} bytes of {words} in {seconds:.3f} s")
         return sent

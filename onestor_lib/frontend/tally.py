@@ -1,0 +1,137 @@
+"""What an action has done, in figures: its summary in the log, and counters for monitoring.
+
+The counters of all actions are kept in one small file (``onestor_lib.frontend.state``) under the
+names and labels that Prometheus shows. They are for people who watch; nothing depends on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import counters, locks
+from onestor_lib.agent.errors import LockTimeout
+from onestor_lib.frontend import state
+
+PREFIX = "onestor_"
+_MOST, _LONGEST = 1e9, 64  # of what an agent may count, and call it
+_PATIENCE = 2.0  # seconds for other actions that write down theirs
+# host:DIR or host:DIR/disk.N of a VM (contract section 2.1)
+_PLACE = re.compile(r"(?P<host>[^:/\s]+):/\S*/(?P<vm>\d+)(?:/(?P<disk>disk\.\d+))?")
+_ORDER = ("vm", "disk", "image", "host", "bytes", "cache")
+
+
+class Tally:
+    """What one action counts; threads may share it."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._facts: dict[str, str | int] = {}
+        self._counters: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def fact(self, **facts: str | int) -> None:
+        """What the summary shall say: ``vm``, ``disk``, ``image``, ``host``, ``cache``."""
+        with self._lock:
+            self._facts.update({name: value for name, value in facts.items() if value != ""})
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Count; ``name`` without "onestor_"."""
+        key = series(name, **labels)
+        with self._lock:
+            self._counters[key] = self._counters.get(key, 0) + value
+
+    def sent(self, source: str, target: str, size: int) -> None:
+        """Bytes that have crossed a link."""
+        if size:
+            self.add("sent_bytes_total", size, source=source, target=target)
+        with self._lock:
+            self._facts["bytes"] = int(self._facts.get("bytes", 0)) + size
+
+    def counted(self, counts: list[list[Any]]) -> None:
+        """Take over what an agent says; nothing of it is trusted but numbers of known names."""
+        for count in counts:
+            with contextlib.suppress(TypeError, ValueError):
+                name, host, kind, value = count
+                if name in counters.NAMES and 0 <= float(value) < _MOST:
+                    labels = {"host": str(host)[:_LONGEST]}
+                    if kind:
+                        labels["reason"] = str(kind)[:_LONGEST]
+                    self.add(name, float(value), **labels)
+
+    def read_arguments(self, argv: list[str]) -> None:
+        """Learn from the arguments of a transfer manager's action which VM it is about."""
+        for word in argv:
+            if match := _PLACE.fullmatch(word):
+                self.fact(vm=int(match["vm"]), host=match["host"], disk=match["disk"] or "")
+
+    def summary(self, action: str, outcome: str) -> str:
+        """One line about the action, and its end counted."""
+        seconds = time.monotonic() - self._begin
+        self.add("actions_total", 1, action=action, outcome=outcome)
+        self.add("action_seconds_total", seconds, action=action)
+        with self._lock:
+            found = {name: self._facts[name] for name in _ORDER if name in self._facts}
+        words = [f"{name}={value}" for name, value in found.items()]
+        return " ".join(
+            [f"action={action}", *words, f"seconds={seconds:.3f}", f"outcome={outcome}"]
+        )
+
+    def keep(self) -> None:
+        """Add the counters to those of earlier actions, as well as that can be done."""
+        with self._lock:
+            counters, self._counters = self._counters, {}
+        directory = state.directory()
+        with contextlib.suppress(OSError, LockTimeout):
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            lock = directory / "counters.lock"
+            with locks.exclusive(lock, purpose="count", timeout=_PATIENCE):
+                _add(counters)
+
+
+def _add(counters: dict[str, float]) -> None:
+    total = totals()
+    for key, value in counters.items():
+        total[key] = total.get(key, 0) + value
+    new = _file().with_name(".counters.new")
+    new.write_text(json.dumps(total), encoding="ascii")
+    new.replace(_file())
+
+
+def totals() -> dict[str, float]:
+    """What all actions so far have counted."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(_file().read_bytes())
+        if isinstance(found, dict):
+            return {str(key): float(value) for key, value in found.items()}
+    return {}
+
+
+def name_of(key: str) -> str:
+    """The name of a counter without its labels."""
+    return key.partition("{")[0]
+
+
+def series(name: str, **labels: str) -> str:
+    """A name with its labels as Prometheus writes them."""
+    return PREFIX + name + _labels(labels)
+
+
+def _labels(labels: dict[str, str]) -> str:
+    if not labels:
+        return ""
+    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in sorted(labels.items()))
+    return f"{{{inside}}}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _file() -> Path:
+    return state.directory() / "counters.json"
