@@ -9,6 +9,7 @@ import click
 
 import onestor_lib
 from onestor_lib.frontend import config
+from onestor_lib.frontend.commands.metrics import metrics
 from onestor_lib.frontend.commands.recovery import recovery
 
 _AGENT, _SOCKET = Path("/var/run/one/ssh-agent.env"), "SSH_AUTH_SOCK"  # contract section 7
@@ -22,7 +23,8 @@ def main() -> None:
         os.environ[_SOCKET] = agent
 
 
-main.add_command(recovery)
+for command in (metrics, recovery):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def _run(request: Request) -> str | None:
             return None
         begin = time.monotonic()
         done = Pass(request).run()
+    for what, count in done.items():
+        request.log.tally.add("recovery_copies_total", count, outcome=what)
     counts = ", ".join(f"{count} {what}" for what, count in done.items())
     if any(done.values()):
         request.log.info(f"{counts}, {time.monotonic() - begin:.1f} s")

@@ -1,0 +1,32 @@
+"""onestor metrics: figures for monitoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onestor_lib.agent import publish
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.commands import running
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write them to this file, whole at any time, as node_exporter's textfile collector asks.",
+)
+def metrics(output: Path | None) -> None:
+    """Show figures in the text format of Prometheus."""
+
+    def work(request: Request) -> str | None:
+        from onestor_lib.frontend.services import metrics as figures
+
+        text = figures.text(request)
+        if output is None:
+            return text
+        publish.write_file(output, f"{text}\n".encode())
+        return None
+
+    running.run("metrics", work)
