@@ -61,6 +61,11 @@ class Client:
         """All datastores, of every kind."""
         return self._ask("one.datastorepool.info", "the datastores")
 
+    def images(self) -> documents.Element:
+        """All images of everybody."""
+        everybody, all_of_them = -2, -1
+        return self._ask("one.imagepool.info", "the images", everybody, all_of_them, all_of_them)
+
     def _info(self, kind: str, object_id: int) -> documents.Element:
         return self._ask(f"one.{kind}.info", f"{kind} {object_id}", object_id)
 

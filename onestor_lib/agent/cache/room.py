@@ -38,7 +38,7 @@ class Limits(NamedTuple):
     counted: str  # a directory whose files count as cached, though they are never evicted (B8)
 
 
-class _Stored(NamedTuple):
+class Stored(NamedTuple):
     """What an image has in the cache: its entry, and what a fill has brought so far."""
 
     entry: Entry
@@ -75,7 +75,7 @@ def reserve(
     root = entry.path.parent.parent
     purpose = f"make room for {entry.path.name}"
     with locks.exclusive(root / _LOCK, purpose=purpose, timeout=timeout):
-        stored = list(_survey(root))
+        stored = list(survey(root))
         stored = _sweep(stored, entry, limits, say)
         _make_room(stored, root, limits, say, entry=entry, size=size, headroom=headroom)
         crashpoints.reach("room.made")
@@ -85,14 +85,14 @@ def reserve(
 def trim(root: Path, limits: Limits, *, timeout: float, say: Say) -> None:
     """Evict until the cache below ``root`` keeps its limits, as far as that is possible."""
     with locks.exclusive(root / _LOCK, purpose="trim the cache", timeout=timeout):
-        stored = _sweep(list(_survey(root)), None, limits, say)
+        stored = _sweep(list(survey(root)), None, limits, say)
         with contextlib.suppress(CacheFailed):
             _make_room(stored, root, limits, say)
 
 
 def used(root: Path) -> int:
     """Bytes that the cache below ``root`` takes, with what running fills have reserved."""
-    return sum(each.size for each in _survey(root))
+    return sum(each.size for each in survey(root))
 
 
 def orphan_candidates(directory: Path, age: float) -> list[str]:
@@ -112,7 +112,7 @@ def drop_idle(path: Path, reason: str, say: Say) -> None:
             counters.add(counters.EVICTIONS, 1, reason)
 
 
-def _survey(root: Path) -> Iterator[_Stored]:
+def survey(root: Path) -> Iterator[Stored]:
     """Everything in the cache; what vanishes meanwhile is left out."""
     for directory in _datastores(root):
         for name in sorted(entries.names_in(directory)):
@@ -127,7 +127,7 @@ def _datastores(root: Path) -> Iterator[Path]:
                 yield Path(each.path)
 
 
-def _measure(entry: Entry) -> _Stored:
+def _measure(entry: Entry) -> Stored:
     linked, size = False, 0
     for path in (entry.image, entry.sidecar):
         with contextlib.suppress(FileNotFoundError):
@@ -140,13 +140,13 @@ def _measure(entry: Entry) -> _Stored:
             part_bytes += part.lstat().st_blocks * 512
     reserved = entry.read_journal().get("reserved", 0) if locks.is_held(entry.lock) else 0
     stamp = entry.sidecar if entry.sidecar.exists() else entry.journal
-    return _Stored(
+    return Stored(
         entry, size, linked, entries.last_used(stamp), part_bytes,
         reserved if isinstance(reserved, int) else 0,
     )  # fmt: skip
 
 
-def _sweep(stored: list[_Stored], own: Entry | None, limits: Limits, say: Say) -> list[_Stored]:
+def _sweep(stored: list[Stored], own: Entry | None, limits: Limits, say: Say) -> list[Stored]:
     """Remove what fills that nobody repeats have left (known failure B15); the others.
 
     And at once what an interrupted eviction has left (B13).
@@ -173,7 +173,7 @@ def _sweep(stored: list[_Stored], own: Entry | None, limits: Limits, say: Say) -
 
 
 def _make_room(
-    stored: list[_Stored],
+    stored: list[Stored],
     root: Path,
     limits: Limits,
     say: Say,
@@ -212,8 +212,8 @@ def _make_room(
 
 
 def _shortage(
-    others: list[_Stored],
-    own: _Stored | None,
+    others: list[Stored],
+    own: Stored | None,
     place: Path,
     limits: Limits,
     size: int,
@@ -246,21 +246,21 @@ def _counted(directory: str) -> int:
     return sum(seen.values())
 
 
-def _by_use(stored: list[_Stored]) -> list[_Stored]:
+def _by_use(stored: list[Stored]) -> list[Stored]:
     """What to evict first: parts without an entry, then what was not used for longest."""
     return sorted(stored, key=lambda each: (each.bytes > 0, each.used))
 
 
-def _can_go(each: _Stored, limits: Limits) -> bool:
+def _can_go(each: Stored, limits: Limits) -> bool:
     is_old = time.time() - each.used >= limits.min_age
     return _freed(each) > 0 and not each.reserved and (is_old or not each.bytes)
 
 
-def _freed(each: _Stored) -> int:
+def _freed(each: Stored) -> int:
     return each.part_bytes + (0 if each.linked else each.bytes)
 
 
-def _lock_idle(victims: list[_Stored], short: int, stack: contextlib.ExitStack) -> list[_Stored]:
+def _lock_idle(victims: list[Stored], short: int, stack: contextlib.ExitStack) -> list[Stored]:
     """As many of ``victims`` as free ``short`` bytes, locked until ``stack`` ends.
 
     Who is in use is known only now: so all are locked before the first one goes.
@@ -275,7 +275,7 @@ def _lock_idle(victims: list[_Stored], short: int, stack: contextlib.ExitStack) 
     return chosen
 
 
-def _evict(each: _Stored, say: Say) -> int:
+def _evict(each: Stored, say: Say) -> int:
     """Evict one entry, whose lock we hold; how many bytes that has freed."""
     entry = each.entry
     if each.part_bytes:

@@ -48,6 +48,8 @@ OPERATIONS = {
     "image.measure": "datastore:measure",
     "image.missing": "image:missing",
     "image.remove": "datastore:remove",
+    "cache.have": "cache:have",
+    "cache.entries": "cache:all_entries",
     "cache.hold": "cache:hold",
     "cache.read": "cache:read",
     "cache.follow": "cache:follow",

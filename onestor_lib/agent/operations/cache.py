@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import frames, priority, transfer
+from onestor_lib.agent import frames, locks, priority, transfer
 from onestor_lib.agent.bandwidth import Limit
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache import fill, growing, record, room, scrub
@@ -21,6 +22,43 @@ from onestor_lib.agent.errors import (
 from onestor_lib.agent.server import Call
 
 _held: list[fill.Had] = []  # what the connection that this process serves holds
+
+
+def have(call: Call, *, image: dict[str, Any]) -> dict[str, Any]:
+    """Have an image in the cache, without holding it; whether it was there (``hit``)."""
+    wanted = fill.Wanted.from_json(image)
+    with fill.held(call, wanted, wanted.path.parent.parent) as had:
+        return {"hit": had.is_hit, "digest": had.record.digest}
+
+
+def all_entries(call: Call, *, root: str) -> list[dict[str, Any]]:
+    """Everything in the cache below ``root``; sizes in bytes, times in seconds since 1970.
+
+    ``version`` is that of the origin, None for what is not complete; ``shared`` says how many
+    other names the file has: of disks of VMs, and of recovery copies.
+    """
+    found = []
+    for each in room.survey(Path(root)):
+        entry = each.entry
+        known = record.read(entry.sidecar)
+        facts: dict[str, Any] = {
+            "path": str(entry.path),
+            "bytes": each.bytes,
+            "part_bytes": each.part_bytes,
+            "used": each.used,
+            "shared": 0,
+            "version": None,
+            "busy": locks.is_held(entry.lock),
+        }
+        with contextlib.suppress(FileNotFoundError):
+            facts["shared"] = entry.image.lstat().st_nlink - 1
+        if known and known.describes(entry.image):
+            facts.update(
+                version=known.version.to_json(), source=known.source, filled=known.filled,
+                verified=known.verified, digest=known.digest,
+            )  # fmt: skip
+        found.append(facts)
+    return found
 
 
 def hold(call: Call, *, image: dict[str, Any], marker: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 
 import onestor_lib
 from onestor_lib.frontend import config
+from onestor_lib.frontend.commands.cache import cache
 from onestor_lib.frontend.commands.metrics import metrics
 from onestor_lib.frontend.commands.recovery import recovery
 
@@ -23,7 +24,7 @@ def main() -> None:
         os.environ[_SOCKET] = agent
 
 
-for command in (metrics, recovery):
+for command in (cache, metrics, recovery):
     main.add_command(command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,14 @@ _REPORT = 10.0  # seconds between two notes about progress
 
 @dataclass
 class Hosts:
-    """Connects to hosts for one action, with its settings and its log."""
+    """Connects to hosts for one action, with its settings and its log.
+
+    ``watch`` is told how many bytes of a long step are done, and of how many.
+    """
 
     settings: Settings
     log: Log
+    watch: Callable[[int, int], None] = field(default=lambda done, total: None)
     _reported: float = field(default_factory=time.monotonic, init=False)
     _agents: list[AgentClient] = field(default_factory=list, init=False)
 
@@ -108,6 +112,8 @@ class Hosts:
 
     def _progress(self, done: int, total: int) -> None:
         """Pass it on to the agents that wait for us; note it in the log file now and then."""
+        if total:
+            self.watch(done, total)
         for agent in self._agents:
             with contextlib.suppress(HostUnreachable):  # whoever talks with it will notice
                 agent.tell_progress()

@@ -110,13 +110,9 @@ class Supply:
     def _require_allowed(self, item: str, host: str, temporary: str, manifest: str) -> None:
         """Raise :class:`NotAllowed` unless the content may go there."""
         directory, name = os.path.split(temporary)
-        image_directory, image = os.path.split(self._origin.path)
         if item == _IMAGE:
-            is_part = re.fullmatch(rf"\.{re.escape(image)}\.[0-9a-f]{{16}}\.part", name)
-            right = bool(is_part) and directory == image_directory
-            right = (
-                right and manifest == f"{temporary}.chunks" and host in (self._host, self._asked)
-            )
+            right = goes_beside(self._origin.path, temporary, manifest)
+            right = right and host in (self._host, self._asked)
         else:
             if item != _DISK:  # a snapshot comes into a directory that is temporary itself
                 directory, snapshots = os.path.split(directory)
@@ -167,6 +163,15 @@ class Supply:
             if host.text("NAME") == replica and address:
                 return arguments.host(address)
         return replica
+
+
+def goes_beside(image: str, temporary: str, manifest: str) -> bool:
+    """Whether what a cache asks to be filled is a part of the entry of the image at ``image``."""
+    directory, name = os.path.split(temporary)
+    image_directory, image_name = os.path.split(image)
+    is_part = re.fullmatch(rf"\.{re.escape(image_name)}\.[0-9a-f]{{16}}\.part", name)
+    beside = bool(is_part) and directory == image_directory
+    return beside and manifest == f"{temporary}.chunks"
 
 
 def limits(settings: Settings, prefix: str) -> dict[str, Any]:

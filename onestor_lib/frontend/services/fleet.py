@@ -1,0 +1,133 @@
+"""The machines that have something of ours: the hosts of onestor's datastores, and the replicas.
+
+For commands that look at all of them. Each is asked in a thread of its own: one that is slow or
+dead costs the others nothing, and is told with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from onestor_lib.agent.errors import InvalidInput, OnestorError
+from onestor_lib.frontend import arguments, oned, xml
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.services.hosts import Hosts
+
+DRIVER = "onestor"
+REPLICA, HOST = "replica", "host"  # tiers of the cache
+_SYSTEM_DATASTORE = "1"
+_AT_ONCE = 32
+_OFFLINE = "8"  # a state of a host: nobody expects an answer of it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A host as oned knows it, or a replica that oned may not know."""
+
+    name: str
+    cluster: str  # "" when oned does not know it
+    tier: str
+    settings: Settings  # with what the system datastore that it belongs to says
+
+
+class Fleet:
+    """All machines; raises what asking oned does."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.client = oned.Client()
+        datastores = self.client.datastores().all("DATASTORE")
+        self.systems = [
+            each
+            for each in datastores
+            if each.text("TYPE") == _SYSTEM_DATASTORE and each.text("TM_MAD") == DRIVER
+        ]
+        self.images = [each for each in datastores if _is_image_datastore(each)]
+        self.machines = self._machines()
+
+    def settings_of(self, datastore: xml.Element) -> Settings:
+        """The settings with what the template of a system datastore says."""
+        name = f"datastore {datastore.text('ID')}"
+        return self._request.settings.over(
+            "system", lambda attribute: datastore.text(f"TEMPLATE/{attribute}"), name
+        )
+
+    def chosen(self, names: Iterable[str]) -> list[Machine]:
+        """The machines of these names, all where there are none; raises :class:`InvalidInput`."""
+        wanted = list(dict.fromkeys(names))
+        unknown = sorted(set(wanted) - {machine.name for machine in self.machines})
+        if unknown:
+            cause = f"{', '.join(unknown)}: neither a host of onestor's datastores nor a replica"
+            raise InvalidInput("choose hosts", cause)
+        return [each for each in self.machines if not wanted or each.name in wanted]
+
+    def in_cluster(self, cluster: str) -> list[Machine]:
+        """The machines of a cluster by its id; raises :class:`InvalidInput` when it has none."""
+        found = [machine for machine in self.machines if machine.cluster == cluster]
+        if not found:
+            raise InvalidInput("choose hosts", f"cluster {cluster} has no host of onestor's")
+        return found
+
+    def hosts(self, machine: Machine) -> Hosts:
+        """What connects to a machine; its own, so that threads share nothing."""
+        return Hosts(machine.settings, copy.copy(self._request.log))
+
+    def ask(
+        self, machines: Iterable[Machine], question: Callable[[Machine], T]
+    ) -> tuple[dict[str, T], dict[str, OnestorError]]:
+        """Ask all at once: the answers by name, and why the others have none."""
+
+        def answer(machine: Machine) -> T | OnestorError:
+            try:
+                return question(machine)
+            except OnestorError as error:
+                return error
+
+        chosen = list(machines)
+        answers: dict[str, T] = {}
+        failed: dict[str, OnestorError] = {}
+        with ThreadPoolExecutor(_AT_ONCE) as asking:
+            for machine, found in zip(chosen, asking.map(answer, chosen)):
+                if isinstance(found, OnestorError):
+                    failed[machine.name] = found
+                else:
+                    answers[machine.name] = found
+        return answers, failed
+
+    def call(self, machine: Machine, operation: str, **facts: Any) -> Any:
+        """One operation on one machine."""
+        with self.hosts(machine).agent(machine.name) as agent:
+            return agent.call(operation, **facts)
+
+    def _machines(self) -> list[Machine]:
+        clusters: dict[str, xml.Element] = {}
+        replicas: dict[str, Settings] = {}
+        for system in self.systems:
+            for each in system.all("CLUSTERS/ID"):
+                clusters.setdefault(each.text("."), system)
+            settings = self.settings_of(system)
+            for word in [*settings.words("REPLICA_HOST"), *settings.words("CACHE_UPSTREAMS")]:
+                replicas.setdefault(arguments.host(word), settings)
+        found = {}
+        for host in self.client.hosts().all("HOST"):
+            name, cluster = host.text("NAME"), host.text("CLUSTER_ID")
+            used = cluster in clusters or name in replicas
+            if not used or host.text("STATE") == _OFFLINE:
+                continue
+            settings = replicas.get(name) or self.settings_of(clusters[cluster])
+            tier = REPLICA if name in replicas else HOST
+            found[name] = Machine(arguments.host(name), cluster, tier, settings)
+        for name, settings in replicas.items():
+            found.setdefault(name, Machine(name, "", REPLICA, settings))
+        return sorted(found.values(), key=lambda each: (each.tier != REPLICA, each.name))
+
+
+def _is_image_datastore(datastore: xml.Element) -> bool:
+    return datastore.text("TYPE") != _SYSTEM_DATASTORE and datastore.text("TM_MAD") == DRIVER

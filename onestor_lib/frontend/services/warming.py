@@ -1,0 +1,231 @@
+"""Bringing an image into the caches of many machines: each link is used once, and all at once.
+
+The machines form chains. The first of a chain fetches from the nearest machine that has the image:
+one of its cluster, a replica, or the origin. Each next one fetches from the one before it while
+that is still being filled (cut-through), so that a chain takes hardly longer than one fill. Where
+a link of it fails, the rest fetches from elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from onestor_lib.agent.errors import InvalidInput, NotAllowed, OnestorError
+from onestor_lib.frontend import arguments, xml
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.services import bridges, transfer
+from onestor_lib.frontend.services.fleet import REPLICA, Fleet, Machine
+from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.origin import Origin
+from onestor_lib.frontend.services.supply import goes_beside, limits
+
+_LONGEST = 16  # machines in one chain
+_PERSISTENT = "1"
+_STEP = "warm the cache"
+
+# Of a chain, by the name of its last machine: how many bytes that has, of how many.
+Progress = Callable[[str, int, int], None]
+
+
+def describe(request: Request, fleet: Fleet, image: xml.Element) -> dict[str, Any]:
+    """The image as its origin has it, see ``onestor_lib.agent.origin.describe``."""
+    with _origin(Hosts(request.settings, request.log), fleet, image) as origin:
+        return origin.describe(_format(image), snapshots=False)
+
+
+def warm(
+    request: Request,
+    fleet: Fleet,
+    image: xml.Element,
+    machines: list[Machine],
+    progress: Progress = lambda chain, done, total: None,
+) -> list[dict[str, Any]]:
+    """Fill the caches of ``machines``; for each whether it had the image, and its error.
+
+    ``progress`` is told the name of a chain, and how many bytes of how many it has. Raises
+    :class:`InvalidInput` for an image that is never cached.
+    """
+    if image.text("PERSISTENT") == _PERSISTENT:
+        raise InvalidInput(_STEP, "a persistent image never goes through a cache")
+    facts = describe(request, fleet, image)
+    path = arguments.checked_path(image.text("SOURCE"))
+    here, unreachable = fleet.ask(
+        machines, lambda machine: _has(fleet, machine, path, facts["version"])
+    )
+    cold = [machine for machine in machines if here.get(machine.name) is False]
+    outcome: dict[str, dict[str, Any]] = {
+        **{name: {"result": "hit", "error": ""} for name, had in here.items() if had},
+        **{name: {"result": "failed", "error": str(error)} for name, error in unreachable.items()},
+    }
+    near = _holders(fleet, path, facts["version"], exclude=cold)
+    threads = []
+    for chain in _chains(cold):
+        work = _Chain(fleet, image, facts, chain, near, progress)
+        threads.append((work, threading.Thread(target=work.run)))
+        threads[-1][1].start()
+    for work, thread in threads:
+        thread.join()
+        outcome.update(work.outcome)
+    return [{"host": machine.name, **outcome[machine.name]} for machine in machines]
+
+
+def _chains(machines: list[Machine]) -> list[list[Machine]]:
+    """One for each cluster, replicas first; long ones are divided."""
+    clusters: dict[str, list[Machine]] = {}
+    for machine in sorted(machines, key=lambda each: each.tier != REPLICA):
+        clusters.setdefault(machine.cluster, []).append(machine)
+    return [
+        chain[begin : begin + _LONGEST]
+        for chain in clusters.values()
+        for begin in range(0, len(chain), _LONGEST)
+    ]
+
+
+def _holders(
+    fleet: Fleet, path: str, version: dict[str, int], *, exclude: list[Machine]
+) -> list[Machine]:
+    """The machines that have the image already; one that does not answer has nothing."""
+    others = [each for each in fleet.machines if each not in exclude]
+    found, _ = fleet.ask(others, lambda machine: _has(fleet, machine, path, version))
+    return [each for each in others if found.get(each.name)]
+
+
+def _has(fleet: Fleet, machine: Machine, path: str, version: dict[str, int]) -> bool:
+    root = os.path.dirname(os.path.dirname(path))
+    entries = fleet.call(machine, "cache.entries", root=root)
+    return any(each["path"] == path and each["version"] == version for each in entries)
+
+
+class _Chain:
+    """Machines that are filled one from the other, at the same time."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        image: xml.Element,
+        facts: dict[str, Any],
+        machines: list[Machine],
+        near: list[Machine],
+        progress: Progress,
+    ) -> None:
+        self._fleet, self._facts, self._machines = fleet, facts, machines
+        self._image, self._path = image, arguments.checked_path(image.text("SOURCE"))
+        cluster = machines[0].cluster
+        self._near = sorted(near, key=lambda each: (each.cluster != cluster, each.tier != REPLICA))
+        self._progress = progress
+        self._hosts = self._watched(machines[0])
+        self.outcome: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> None:
+        """Fill from the last one on: it has the one before it filled, and so on."""
+        with _origin(self._hosts, self._fleet, self._image) as self._origin:
+            for number in reversed(range(len(self._machines))):
+                name = self._machines[number].name
+                if name in self.outcome:
+                    continue
+                try:
+                    self._fill(number)
+                except OnestorError as error:
+                    self.outcome[name] = {"result": "failed", "error": str(error)}
+
+    def _fill(self, number: int) -> None:
+        machine = self._machines[number]
+        begin = time.monotonic()
+        with self._watched(machine).agent(machine.name) as agent:
+            had = agent.call(
+                "cache.have",
+                on_ask=lambda question: self._answer(number, question),
+                image=self._wanted(machine),
+            )
+        result = "hit" if had["hit"] else "filled"
+        seconds = time.monotonic() - begin
+        self.outcome[machine.name] = {"result": result, "error": "", "seconds": seconds}
+
+    def _watched(self, machine: Machine) -> Hosts:
+        hosts = self._fleet.hosts(machine)
+        if machine is self._machines[-1]:  # whatever it has, those before it have, too
+            size = int(self._facts["version"]["size"])
+            hosts.watch = lambda done, total: self._progress(machine.name, min(done, size), size)
+        return hosts
+
+    def _answer(self, number: int, question: dict[str, Any]) -> dict[str, Any]:
+        """What the machine ``number`` asks while it is filled."""
+        if question["ask"] == "gone":
+            names = [str(name) for name in question["names"]]
+            return {"names": self._origin.missing(os.path.dirname(self._path), names)}
+        machine = self._machines[number]
+        target = {name: question[name] for name in ("temporary", "manifest", "reuse")}
+        if not goes_beside(self._path, str(target["temporary"]), str(target["manifest"])):
+            cause, path = "the host asks for what it must not have", str(target["temporary"])
+            raise NotAllowed("bring content", cause, host=machine.name, path=path)
+        for source in self._sources(number):
+            try:
+                found = self._pull(source, machine, target)
+            except OnestorError as error:
+                self._hosts.log.warn(f"{source.name} does not send to {machine.name}: {error}")
+                target["reuse"] = True
+                continue
+            return {**found, "source": source.name}
+        version = self._facts["version"]
+        agent = self._origin.agent()
+        found = transfer.bring(
+            self._hosts, agent, self._path, host=machine.name, version=version, **target
+        )
+        return {**found, "source": self._origin.host}
+
+    def _sources(self, number: int) -> Iterator[Machine]:
+        """From whom the machine ``number`` may fetch, the best first."""
+        if number:
+            yield self._machines[number - 1]
+        yield from self._near[:2]
+
+    def _pull(self, source: Machine, machine: Machine, target: dict[str, Any]) -> dict[str, Any]:
+        before = self._machines.index(source) if source in self._machines else None
+
+        def answer(question: dict[str, Any]) -> dict[str, Any]:
+            if before is None:
+                raise NotAllowed(_STEP, "it has lost the image meanwhile", host=source.name)
+            return self._answer(before, question)
+
+        return transfer.pull(
+            self._watched(machine),
+            source.name,
+            source.name,
+            host=machine.name,
+            image=self._wanted(source),
+            answer=answer,
+            **target,
+        )
+
+    def _wanted(self, machine: Machine) -> dict[str, Any]:
+        """See :class:`onestor_lib.agent.cache.fill.Wanted`."""
+        settings = machine.settings
+        is_replica = machine.tier == REPLICA
+        return {
+            "path": self._path,
+            "version": self._facts["version"],
+            "needed": self._facts["allocated"],
+            "is_replica": is_replica,
+            "limits": limits(settings, "REPLICA" if is_replica else "HOST_CACHE"),
+            "lock_timeout": settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
+            "purpose": f"warm image {self._image.text('ID')}",
+            "bulk": self._hosts.bulk_priority(),
+        }
+
+
+@contextlib.contextmanager
+def _origin(hosts: Hosts, fleet: Fleet, image: xml.Element) -> Iterator[Origin]:
+    datastore = fleet.client.datastore(int(image.text("DATASTORE_ID")))
+    path = arguments.checked_path(image.text("SOURCE"))
+    location = arguments.Location("localhost", path)
+    with Origin(hosts, location, bridges.of(datastore)) as origin:
+        yield origin
+
+
+def _format(image: xml.Element) -> str:
+    return (image.text("FORMAT") or image.text("TEMPLATE/DRIVER") or "raw").lower()
