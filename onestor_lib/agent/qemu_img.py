@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from onestor_lib.agent.errors import CommandFailed, NotAllowed
 QEMU_IMG = "qemu-img"
 QUICK = 60.0  # seconds for work on metadata
 _FLOCK = struct.Struct("hhxxxxqqixxxx")  # struct flock of fcntl(2), 64 bits
-_F_OFD_GETLK = 36
+_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 _PAUSE = 0.2  # seconds between two looks
 _WRITER = 101  # the byte that whoever writes to an image has locked
+_NO_WRITERS = 201  # that of those who share it with no writer
 
 
 class InUse(CommandFailed):
@@ -37,6 +39,23 @@ def require_unused(path: Path, *, step: str) -> None:
         found = fcntl.fcntl(file, _F_OFD_GETLK, wanted)
     if _FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
         raise InUse(step, "a running VM uses it", path=str(path))
+
+
+@contextlib.contextmanager
+def barred(path: Path, *, step: str) -> Iterator[None]:
+    """Keep every program of qemu from opening the image for writing, as long as the block lasts.
+
+    As a program of qemu does that cannot share it with a writer (RAW_LOCK_SHARED_BASE): a VM that
+    is started fails to get its lock instead of losing what it writes. Raises :class:`InUse`.
+    """
+    with path.open("rb") as file:
+        lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _NO_WRITERS, 1, 0)
+        try:
+            fcntl.fcntl(file, _F_OFD_SETLK, lock)
+        except BlockingIOError:
+            raise InUse(step, "a program of qemu uses it", path=str(path)) from None
+        require_unused(path, step=step)
+        yield
 
 
 def await_unused(path: Path, *, patience: float, step: str) -> None:
@@ -192,6 +211,43 @@ def convert(
         name, argv = str(source), [*argv, "-f", source_format]
     argv += ["-O", target_format, *arguments, name, str(target)]
     process.run(argv, timeout=timeout, step=step).check(step, path=str(target))
+
+
+def create_difference(
+    path: Path, disk: Path, base: Path, options: Sequence[str], *, timeout: float, step: str
+) -> None:
+    """Make ``path`` a qcow2 overlay on ``base`` that shows what the qcow2 file ``disk`` does.
+
+    It has only the clusters in which the two differ (qemu-img(1), rebase in its safe mode).
+    """
+    argv = [QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", str(disk), "-F", "qcow2"]
+    if options:
+        argv += ["-o", ",".join(options)]
+    process.run([*argv, str(path)], timeout=QUICK, step=step).check(step, path=str(path))
+    argv = [QEMU_IMG, "rebase", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(path)]
+    process.run(argv, timeout=timeout, step=step).check(step, path=str(path))
+
+
+def rename_backing(path: Path, name: str, *, step: str) -> None:
+    """Let the overlay ``path`` find the same backing file by another name, which is not opened."""
+    argv = [QEMU_IMG, "rebase", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "qcow2", str(path)]
+    process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
+
+
+def require_equal(
+    one: Sequence[tuple[Path, str]],
+    other: Sequence[tuple[Path, str]],
+    *,
+    timeout: float,
+    step: str,
+) -> None:
+    """Raise :class:`CommandFailed` unless a guest reads the same from two chains of files.
+
+    Where one is longer the rest of it has to be zeros (qemu-img(1), compare).
+    """
+    names = [_described(one), _described(other)]
+    argv = [QEMU_IMG, "compare", "-q", *names]
+    process.run(argv, timeout=timeout, step=step).check(step, path=str(one[0][0]))
 
 
 def _described(layers: Sequence[tuple[Path, str]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from onestor_lib.agent import errors, extents, publish, qemu_img
+from onestor_lib.agent import disk_files, errors, extents, publish, qemu_img
 from onestor_lib.agent.errors import CommandFailed, Missing, NotAllowed, OnestorError
 from onestor_lib.agent.operations import disk_snapshots, resizing
 from tests.tool.placing import BULK, LocalCall
@@ -363,7 +363,7 @@ def test_a_replaced_file_of_a_chain_never_counts_as_a_snapshot(
     disk = Disk(tmp_path, "standalone")
     chain_layout(disk, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(disk_snapshots._Disk, "forget_former", lambda self, layers: 1 / 0)
+        patch.setattr(disk_files.DiskFiles, "forget_former", lambda self, layers: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             disk.revert(0)
     assert disk.snapshot(2).exists() and not disk.path.is_symlink()

@@ -654,5 +654,5 @@ class TestDescribe:
 def test_crash_points_of_these_operations_are_all_tested() -> None:
     tested = {"place", "publish", "delete", "import", "intake", "rm", "send", "receive", "frontend"}
     tested |= {"room", "fill", "evict", "move", "save", "replace", "snapshot", "revert"}
-    tested |= {"recovery"}
+    tested |= {"recovery", "flatten", "thin"}
     assert {name.partition(".")[0] for name in crashpoints.POINTS} == tested

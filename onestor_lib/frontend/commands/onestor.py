@@ -12,6 +12,7 @@ from onestor_lib.frontend import config
 from onestor_lib.frontend.commands.cache import cache
 from onestor_lib.frontend.commands.metrics import metrics
 from onestor_lib.frontend.commands.recovery import recovery
+from onestor_lib.frontend.commands.vm import flatten, thin, vm
 
 _AGENT, _SOCKET = Path("/var/run/one/ssh-agent.env"), "SSH_AUTH_SOCK"  # contract section 7
 
@@ -24,7 +25,7 @@ def main() -> None:
         os.environ[_SOCKET] = agent
 
 
-for command in (cache, metrics, recovery):
+for command in (cache, flatten, metrics, recovery, thin, vm):
     main.add_command(command)
 
 

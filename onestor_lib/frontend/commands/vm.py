@@ -1,0 +1,87 @@
+"""onestor vm, flatten and thin: what the disks of a VM are made of, and changing that."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.commands import output, running
+
+_COLUMNS = ("DISK", "IMAGE", "SIZE", "WRITTEN", "BASE", "SNAPSHOTS", "RECOVERY", "FLAT", "FILES")
+_NUMBERS = ("IMAGE", "SIZE", "WRITTEN", "SNAPSHOTS", "RECOVERY", "FLAT")
+
+
+@click.group()
+def vm() -> None:
+    """The disks of a VM."""
+
+
+@vm.command("show")
+@click.argument("vm_id", metavar="ID", type=click.IntRange(0))
+@output.json_option
+def show(vm_id: int, as_json: bool) -> None:
+    """Show what each disk of a VM is made of, and what it would take to flatten it."""
+
+    def work(request: Request) -> str:
+        from onestor_lib.frontend.services.reshaping import Disks
+
+        rows = Disks(request, vm_id, "show VM").rows()
+        if as_json:
+            return output.lines(rows)
+        return output.table(_COLUMNS, [_cells(row) for row in rows], right=_NUMBERS)
+
+    running.run("vm", work)
+
+
+@click.command()
+@click.argument("vm_id", metavar="VM", type=click.IntRange(0))
+@click.argument("disk", type=click.IntRange(0))
+def flatten(vm_id: int, disk: int) -> None:
+    """Make a disk one complete file, which needs no base; the VM is powered off."""
+
+    def work(request: Request) -> str:
+        from onestor_lib.frontend.services.reshaping import Disks
+
+        return Disks(request, vm_id, "flatten disk").flatten(disk)
+
+    running.run("flatten", work)
+
+
+@click.command()
+@click.argument("vm_id", metavar="VM", type=click.IntRange(0))
+@click.argument("disk", type=click.IntRange(0))
+def thin(vm_id: int, disk: int) -> None:
+    """Make a disk an overlay on its image's base again; the VM is powered off.
+
+    A live migration leaves disks complete, for one.
+    """
+
+    def work(request: Request) -> str:
+        from onestor_lib.frontend.services.reshaping import Disks
+
+        return Disks(request, vm_id, "make disk thin").thin(disk)
+
+    running.run("thin", work)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    image = "-" if row["image"] is None else str(row["image"])
+    if row["error"]:
+        return [row["disk"], image, "-", "-", "-", "-", "-", "-", row["error"]]
+    files = row["files"]
+    base = f"shared by {row['shared']}" if row["shared"] else "own" if len(files) > 1 else "none"
+    total = sum(each["bytes"] for each in files)
+    return [
+        row["disk"],
+        image,
+        output.megabytes(row["size"]),
+        output.megabytes(files[0]["bytes"]),
+        base,
+        str(len(row["snapshots"])),
+        output.seconds(row["recovery"]),
+        output.megabytes(total) if len(files) > 1 else "-",
+        " on ".join(os.path.basename(each["path"]) for each in files),
+    ]
