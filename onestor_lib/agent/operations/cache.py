@@ -21,6 +21,9 @@ from onestor_lib.agent.errors import (
 )
 from onestor_lib.agent.server import Call
 
+# States of an entry: PARTIAL is what an interrupted fill has left.
+COMPLETE, PARTIAL, BUSY, DAMAGED = "complete", "partial", "being filled", "damaged"
+
 _held: list[fill.Had] = []  # what the connection that this process serves holds
 
 
@@ -34,8 +37,8 @@ def have(call: Call, *, image: dict[str, Any]) -> dict[str, Any]:
 def all_entries(call: Call, *, root: str) -> list[dict[str, Any]]:
     """Everything in the cache below ``root``; sizes in bytes, times in seconds since 1970.
 
-    ``version`` is that of the origin, None for what is not complete; ``shared`` says how many
-    other names the file has: of disks of VMs, and of recovery copies.
+    ``version`` is that of the origin, None for what is not complete or damaged; ``shared`` says
+    how many other names the file has: of disks of VMs, and of recovery copies.
     """
     found = []
     for each in room.survey(Path(root)):
@@ -48,15 +51,19 @@ def all_entries(call: Call, *, root: str) -> list[dict[str, Any]]:
             "used": each.used,
             "shared": 0,
             "version": None,
-            "busy": locks.is_held(entry.lock),
+            "state": PARTIAL,
         }
         with contextlib.suppress(FileNotFoundError):
             facts["shared"] = entry.image.lstat().st_nlink - 1
         if known and known.describes(entry.image):
             facts.update(
                 version=known.version.to_json(), source=known.source, filled=known.filled,
-                verified=known.verified, digest=known.digest,
+                verified=known.verified, digest=known.digest, state=COMPLETE,
             )  # fmt: skip
+        elif locks.is_held(entry.lock):
+            facts["state"] = BUSY
+        elif os.path.lexists(entry.sidecar):
+            facts["state"] = DAMAGED
         found.append(facts)
     return found
 

@@ -95,23 +95,23 @@ def flatten(
     The front-end is asked whether it is ``wanted`` still before the disk is replaced.
     """
     with _off(call, path, image_format, "flatten disk", lock_timeout, bulk) as (disk, layers):
-        if len(layers) == 1 and not disk.file.is_symlink():
-            return {"done": False, "bytes": chain.allocated(layers)}
-        if check_space:
-            space.require(disk.file.parent, chain.allocated(layers))
-        with publish.Temporary(disk.file) as temporary:
-            chain.flatten(layers, temporary.path, image_format, step=disk.step, timeout=timeout)
-            top = [chain.Layer(temporary.path, image_format)]
-            _require_equal(disk, top, layers, timeout)
-            crashpoints.reach("flatten.compared")
-            call.ask("wanted")
-            disk.replace(temporary, layers)
-            crashpoints.reach("flatten.replaced")
+        done = len(layers) > 1 or disk.file.is_symlink()
+        if done:
+            if check_space:
+                space.require(disk.file.parent, chain.allocated(layers))
+            with publish.Temporary(disk.file) as temporary:
+                chain.flatten(layers, temporary.path, image_format, step=disk.step, timeout=timeout)
+                top = [chain.Layer(temporary.path, image_format)]
+                _require_equal(disk, top, layers, timeout)
+                crashpoints.reach("flatten.compared")
+                call.ask("wanted")
+                disk.replace(temporary, layers)
+                crashpoints.reach("flatten.replaced")
         record = vm_directory.read_record(disk.file)
         if record.pop("base", None):
             vm_directory.write_record(disk.file, record)
         disk.tidy()
-        return {"done": True, "bytes": disk.file.stat().st_blocks * 512}
+        return {"done": done, "bytes": disk.file.stat().st_blocks * 512}
 
 
 def thin(

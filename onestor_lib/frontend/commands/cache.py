@@ -69,14 +69,14 @@ def verify(image: str | None, names: tuple[str, ...], as_json: bool) -> None:
     """Read cached images again and compare them; a damaged one is filled anew."""
 
     def work(request: Request) -> Report:
-        from onestor_lib.frontend.services.caches import COMPLETE, Caches
+        from onestor_lib.frontend.services.caches import COMPLETE, DAMAGED, STALE, Caches
 
         caches = Caches(request, names)
         rows, failed = caches.rows_of(caches.image(image)) if image else caches.rows()
         found = []
         with _bar(sum(row["bytes"] for row in rows), "verify") as advance:
             for row in rows:
-                if row["state"] == COMPLETE:
+                if row["state"] in (COMPLETE, DAMAGED, STALE):
                     found.append(_verified(caches, row))
                 advance(row["bytes"])
         return _outcome(found, failed, as_json, ("HOST", "IMAGE", "RESULT", "PATH", "DETAIL"))

@@ -32,7 +32,7 @@ def run(name: str, work: Work) -> NoReturn:
         answer = work(request)
         if isinstance(answer, Report):
             status = 0 if answer.is_good else _BAD
-            return answer.text
-        return answer
+            answer = answer.text
+        return answer or None  # nothing to tell is not an empty line
 
     sys.exit(boundary.run("tm", name, [], told) or status)

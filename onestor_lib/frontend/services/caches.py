@@ -12,7 +12,7 @@ from onestor_lib.frontend.services import warming
 from onestor_lib.frontend.services.fleet import Fleet, Machine
 from onestor_lib.frontend.services.supply import limits
 
-COMPLETE, PARTIAL, BUSY, STALE = "complete", "partial", "being filled", "old version"
+COMPLETE, DAMAGED, STALE = "complete", "damaged", "old version"
 
 Row = dict[str, Any]
 
@@ -127,14 +127,13 @@ class Caches:
 
     def _row(self, machine: Machine, entry: dict[str, Any]) -> Row:
         image = self.images.get(str(entry["path"]))
-        state = COMPLETE if entry["version"] else BUSY if entry["busy"] else PARTIAL
         return {
             "host": machine.name,
             "tier": machine.tier,
             "image": int(image.text("ID")) if image else None,
             "name": image.text("NAME") if image else "",
             "path": str(entry["path"]),
-            "state": state,
+            "state": str(entry["state"]),
             "bytes": int(entry["bytes"]) + int(entry["part_bytes"]),
             "shared": int(entry["shared"]),
             "used": float(entry["used"]),

@@ -1,0 +1,66 @@
+"""A cloud, and the command as install.sh has put it on the front-end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.cluster import Node
+from tests.drivers.conftest import make_sources
+from tests.oned import objects
+from tests.oned.objects import Image, Vm
+from tests.testbed import AGENT, Testbed, running_testbed
+
+
+@dataclass
+class Desk:
+    """Where an administrator sits."""
+
+    bed: Testbed
+
+    def run(self, *words: str, status: int = 0, **environment: str) -> str:
+        """What ``onestor`` says on standard output; it fails if ``status`` is not 0."""
+        done = self.bed.frontend.run(
+            ["onestor", *words], env={**AGENT, **environment}, check=False, timeout=120
+        )
+        assert bool(done.returncode) == bool(status), done.stdout + done.stderr
+        self.complaints = done.stderr
+        return done.stdout
+
+    def rows(self, *words: str, status: int = 0) -> list[dict[str, Any]]:
+        """The same in JSON."""
+        said = self.run(*words, "--json", status=status)
+        return [json.loads(line) for line in said.splitlines()]
+
+    def started(self, image: Image, host: str = "host01") -> Vm:
+        vm = self.bed.vm(image)
+        reply = self.bed.oned.instantiate(vm, host, self.bed.system)
+        assert reply.success, reply.error
+        return vm
+
+    def off(self, vm: Vm) -> None:
+        self.bed.cloud.set_state(vm, objects.POWEROFF)
+
+    def node(self, name: str) -> Node:
+        return self.bed.cluster.node(name)
+
+
+@pytest.fixture(scope="session")
+def running_desk() -> Iterator[Desk]:
+    with running_testbed(hosts=4) as bed:
+        make_sources(bed.frontend)
+        yield Desk(bed)
+
+
+@pytest.fixture
+def desk(running_desk: Desk) -> Iterator[Desk]:
+    bed = running_desk.bed
+    bed.clean()
+    yield running_desk
+    for node in bed.hosts:
+        node.heal()
+    assert bed.leftovers() == []

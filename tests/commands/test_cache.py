@@ -1,0 +1,138 @@
+"""onestor cache: list, show, verify, prune, warm and drop."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.commands.conftest import Desk
+from tests.drivers.conftest import BIG, MEDIUM_QCOW2, cached_names, digest
+from tests.oned.objects import Image
+from tests.testbed import DATASTORES
+
+MB = 1 << 20
+ALL = "host01,host02,host03,host04"
+
+
+def use_replica(desk: Desk, name: str = "host04") -> None:
+    desk.bed.system.template["REPLICA_HOST"] = name
+    desk.bed.cloud.save(desk.bed.system)
+
+
+def entry(image: Image) -> str:
+    return image.source.replace("//", "/")
+
+
+def test_list_and_show(desk: Desk) -> None:
+    use_replica(desk)
+    image = desk.bed.image(MEDIUM_QCOW2)
+    desk.started(image)
+    rows = {row["host"]: row for row in desk.rows("cache", "list")}
+    assert set(rows) == {"host01", "host04"}
+    assert rows["host04"]["tier"] == "replica" and rows["host01"]["tier"] == "host"
+    assert rows["host01"]["image"] == image.id and rows["host01"]["state"] == "complete"
+    assert rows["host01"]["shared"] == 1 and rows["host04"]["shared"] == 0
+    assert rows["host01"]["bytes"] >= 2 * MB and rows["host01"]["source"] == "host04"
+    assert desk.rows("cache", "list", "--host", "host02") == []
+    assert {row["host"] for row in desk.rows("cache", "show", str(image.id))} == set(rows)
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 3 2M 64k", image.source]
+    desk.bed.frontend.run(write)
+    assert {row["state"] for row in desk.rows("cache", "show", image.name)} == {"old version"}
+
+
+def test_wrong_input_is_named(desk: Desk) -> None:
+    image = desk.bed.image(MEDIUM_QCOW2)
+    for words, complaint in (
+        (("cache", "show", "nosuch"), "there is no image 'nosuch'"),
+        (("cache", "list", "--host", "host99"), "host99: neither a host"),
+        (("cache", "warm", str(image.id)), "give either --hosts or --cluster"),
+        (("cache", "warm", str(image.id), "--cluster", "77"), "cluster 77 has no host"),
+    ):
+        assert desk.run(*words, status=1) == ""
+        assert complaint in desk.complaints
+    kept = desk.bed.image(MEDIUM_QCOW2, persistent=True)
+    desk.run("cache", "warm", str(kept.id), "--hosts", "host01", status=1)
+    assert "persistent" in desk.complaints
+
+
+def test_a_host_that_does_not_answer(desk: Desk) -> None:
+    image = desk.bed.image(MEDIUM_QCOW2)
+    desk.started(image)
+    desk.bed.configure('CONNECT_TIMEOUT="2"\n')
+    desk.node("host03").cut()
+    (row,) = desk.rows("cache", "list", status=1)
+    assert row["host"] == "host01" and "host03" in desk.complaints
+
+
+def test_verify_repairs(desk: Desk) -> None:
+    image = desk.bed.image(MEDIUM_QCOW2)
+    desk.run("cache", "warm", str(image.id), "--hosts", "host01,host02")
+    assert {row["result"] for row in desk.rows("cache", "verify")} == {"ok"}
+    node = desk.node("host01")
+    script = f"chmod u+w {entry(image)}; printf damage | dd of={entry(image)} bs=1 seek=700000"
+    node.run(["sh", "-c", f"{script} conv=notrunc 2>/dev/null; chmod 444 {entry(image)}"])
+    rows = {row["host"]: row for row in desk.rows("cache", "verify", str(image.id))}
+    assert rows["host01"]["result"] == "repaired" and rows["host02"]["result"] == "ok"
+    assert "chunk" in rows["host01"]["detail"]
+    assert digest(node, entry(image)) == digest(desk.bed.frontend, image.source)
+
+
+def test_prune_and_drop(desk: Desk) -> None:
+    image, gone = desk.bed.image(MEDIUM_QCOW2), desk.bed.image(MEDIUM_QCOW2)
+    for each in (image, gone):
+        desk.run("cache", "warm", str(each.id), "--hosts", "host01")
+    node = desk.node("host01")
+    desk.bed.cloud.delete(gone)
+    (freed,) = desk.rows("cache", "prune", "--host", "host01")
+    assert freed["freed"] >= 2 * MB
+    assert cached_names(desk.bed, node) == {entry(image).rpartition("/")[2]}
+    rows = {row["host"]: row["dropped"] for row in desk.rows("cache", "drop", str(image.id))}
+    assert rows["host01"] and cached_names(desk.bed, node) == set()
+
+
+class TestWarm:
+    def test_all_hosts_from_one_copy_that_leaves_the_front_end(self, desk: Desk) -> None:
+        image = desk.bed.image(BIG)
+        before = desk.bed.frontend.bytes_sent()
+        rows = desk.rows("cache", "warm", str(image.id), "--cluster", "0")
+        assert {row["host"]: row["result"] for row in rows} == dict.fromkeys(
+            ALL.split(","), "filled"
+        )
+        assert desk.bed.frontend.bytes_sent() - before < 26 * MB  # of 16 MB, and 10 agents
+        wanted = digest(desk.bed.frontend, image.source)
+        for name in ALL.split(","):
+            assert digest(desk.node(name), entry(image)) == wanted
+        again = desk.rows("cache", "warm", str(image.id), "--hosts", ALL)
+        assert {row["result"] for row in again} == {"hit"}
+
+    def test_hosts_that_have_it_send_it(self, desk: Desk) -> None:
+        image = desk.bed.image(BIG)
+        desk.run("cache", "warm", str(image.id), "--hosts", "host02")
+        before = desk.node("host02").bytes_sent()
+        (row,) = desk.rows("cache", "warm", str(image.id), "--hosts", "host03")
+        assert row["result"] == "filled"
+        assert desk.node("host02").bytes_sent() - before > 16 * MB
+
+    def test_a_dead_host_costs_only_itself(self, desk: Desk) -> None:
+        image = desk.bed.image(BIG)
+        desk.bed.configure('CONNECT_TIMEOUT="2"\n')
+        desk.node("host02").cut()
+        rows = desk.rows("cache", "warm", str(image.id), "--hosts", ALL, status=1)
+        found = {row["host"]: row["result"] for row in rows}
+        assert found.pop("host02") == "failed" and set(found.values()) == {"filled"}
+
+    def test_one_that_cannot_cache_it_does_not_stop_those_behind(self, desk: Desk) -> None:
+        image = desk.bed.image(BIG)
+        node = desk.node("host02")
+        node.run(["mkdir", "-p", f"{DATASTORES}/101"])
+        node.run(["chmod", "555", f"{DATASTORES}/101"])
+        try:
+            rows = desk.rows("cache", "warm", str(image.id), "--hosts", ALL, status=1)
+        finally:
+            node.run(["chmod", "755", f"{DATASTORES}/101"])
+        found = {row["host"]: row["result"] for row in rows}
+        assert found.pop("host02") == "failed" and set(found.values()) == {"filled"}
+
+
+@pytest.mark.parametrize("word", ["list", "show", "verify", "prune", "warm", "drop"])
+def test_help(desk: Desk, word: str) -> None:
+    assert "Usage: onestor cache" in desk.run("cache", word, "--help")

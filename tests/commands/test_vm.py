@@ -1,0 +1,146 @@
+"""onestor vm show, flatten and thin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from onestor_lib.agent import crashpoints
+from tests.cluster import Node, wait_until
+from tests.commands.conftest import Desk
+from tests.drivers.conftest import MEDIUM, MEDIUM_QCOW2, content, unfinished, write
+from tests.oned import objects
+from tests.oned.life import Life
+from tests.oned.objects import Vm
+from tests.testbed import DATASTORES
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def vm(desk: Desk) -> Iterator[Vm]:
+    """A VM on host01 that is off, with a thin disk that was written to."""
+    found = desk.started(desk.bed.image(MEDIUM_QCOW2))
+    write(desk.node("host01"), desk.bed.disk_path(found), "qcow2", 7)
+    desk.off(found)
+    yield found
+
+
+def names(node: Node, vm: Vm) -> set[str]:
+    found = node.run(["find", f"{DATASTORES}/102/{vm.id}", "-printf", "%P\n"]).stdout.split()
+    return {name for name in found if name.startswith("disk.0")}
+
+
+def test_show(desk: Desk, vm: Vm) -> None:
+    other = desk.started(desk.bed.image(MEDIUM_QCOW2))
+    assert other.id != vm.id
+    (row,) = desk.rows("vm", "show", str(vm.id))
+    assert row["host"] == "host01" and row["size"] == 8 * MB and row["own"]
+    assert [each["path"].rpartition("/")[2] for each in row["files"]] == ["disk.0", "disk.0.base"]
+    assert row["shared"] == 1 and row["recovery"] is None and row["snapshots"] == {}
+    assert row["image"] == vm.disks[0].image_id
+    assert "disk.0 on disk.0.base" in desk.run("vm", "show", str(vm.id))
+    desk.run("vm", "show", "999", status=1)
+    assert "999" in desk.complaints
+
+
+def test_flatten_and_thin(desk: Desk, vm: Vm) -> None:
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    before = content(node, disk, "qcow2")
+    assert "is a file of its own now" in desk.run("flatten", str(vm.id), "0")
+    assert names(node, vm) == {"disk.0"}
+    assert "backing" not in node.run(["qemu-img", "info", disk]).stdout
+    assert content(node, disk, "qcow2") == before
+    assert "already" in desk.run("flatten", str(vm.id), "0")
+    write(node, disk, "qcow2", 9, "6M")
+    before = content(node, disk, "qcow2")
+    assert "lies on image" in desk.run("thin", str(vm.id), "0")
+    assert names(node, vm) == {"disk.0", "disk.0.base"}
+    assert content(node, disk, "qcow2") == before
+    source = desk.bed.cloud.images[vm.disks[0].image_id or 0].source
+    assert node.path(f"{disk}.base").samefile(node.path(source))
+    assert node.path(disk).stat().st_blocks * 512 < MB  # what was written, and no more
+    assert "already" in desk.run("thin", str(vm.id), "0")
+    assert desk.rows("vm", "show", str(vm.id))[0]["base"]
+
+
+def test_snapshots_keep_the_base_that_they_need(desk: Desk, vm: Vm) -> None:
+    life = Life(desk.bed.oned)
+    assert life.snapshot(vm, vm.disks[0]).success
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    kept = content(node, f"{disk}.snap/0", "qcow2")
+    desk.run("flatten", str(vm.id), "0")
+    assert content(node, f"{disk}.snap/0", "qcow2") == kept
+    assert "disk.0.base" in names(node, vm)
+    write(node, disk, "qcow2", 3, "2M")
+    assert life.revert(vm, vm.disks[0], 0).success
+    assert content(node, disk, "qcow2") == kept
+
+
+def test_G14_L11_a_disk_of_the_old_recovery_layout_becomes_plain(desk: Desk, vm: Vm) -> None:
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    before = content(node, disk, "qcow2")
+    script = f"""
+qemu-img convert -f qcow2 -O qcow2 {disk} {disk}.flat && mkdir {disk}.snap &&
+ln -s . {disk}.snap/disk.0.snap && mv {disk}.flat {disk}.snap/base && rm {disk} {disk}.base &&
+qemu-img create -q -u -f qcow2 -b disk.0.snap/base -F qcow2 {disk}.snap/base.1 {8 * MB} &&
+ln -s disk.0.snap/base.1 {disk}"""
+    node.run(["sh", "-c", script])
+    assert not desk.rows("vm", "show", str(vm.id))[0]["own"]
+    for _ in range(2):
+        desk.run("flatten", str(vm.id), "0")
+        assert content(node, disk, "qcow2") == before
+        assert names(node, vm) == {"disk.0"} and not node.path(disk).is_symlink()
+
+
+def test_what_cannot_be_done_is_refused(desk: Desk, vm: Vm) -> None:
+    desk.bed.cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
+    for word in ("flatten", "thin"):
+        desk.run(word, str(vm.id), "0", status=1)
+        assert "not powered off" in desk.complaints
+    desk.off(vm)
+    desk.run("flatten", str(vm.id), "5", status=1)
+    assert "has no disk 5" in desk.complaints
+    raw = desk.started(desk.bed.image(MEDIUM))
+    desk.off(raw)
+    desk.run("thin", str(raw.id), "0", status=1)
+    assert "only a qcow2 disk" in desk.complaints
+    assert "already" in desk.run("flatten", str(raw.id), "0")
+
+
+def test_a_vm_that_runs_in_spite_of_all(desk: Desk, vm: Vm) -> None:
+    """oned says it is off, but a program of qemu has the disk open."""
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    before = names(node, vm)
+    hold = f"sleep 60 | qemu-io -f qcow2 {disk}"
+    with node.popen(["sh", "-c", hold]) as program:
+        argv = ["qemu-img", "info", "-f", "qcow2", disk]
+        wait_until(lambda: node.run(argv, check=False).returncode != 0, "it has the disk open")
+        desk.run("flatten", str(vm.id), "0", status=1)
+        assert "uses it" in desk.complaints
+        program.kill_tree()
+    assert names(node, vm) == before
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize(
+    ("word", "point"),
+    [(word, point) for word in ("flatten", "thin") for point in crashpoints.names(word)],
+)
+def test_a_crash_leaves_the_same_disk(desk: Desk, vm: Vm, word: str, point: str) -> None:
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    before = content(node, disk, "qcow2")
+    if word == "thin":
+        desk.run("flatten", str(vm.id), "0")
+    environment = {crashpoints.VARIABLE: point}
+    assert desk.bed.frontend.run(
+        ["onestor", word, str(vm.id), "0"], env=environment, check=False
+    ).returncode
+    assert desk.bed.crashed_at() == [point]
+    assert content(node, disk, "qcow2") == before
+    desk.run(word, str(vm.id), "0")
+    assert content(node, disk, "qcow2") == before
+    wanted = {"disk.0"} if word == "flatten" else {"disk.0", "disk.0.base"}
+    assert names(node, vm) == wanted
+    assert unfinished(desk.bed) == []
