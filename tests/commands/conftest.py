@@ -15,6 +15,28 @@ from tests.oned import objects
 from tests.oned.objects import Image, Vm
 from tests.testbed import AGENT, Testbed, running_testbed
 
+# Runs a program at a terminal of so many columns, and passes on what it writes there.
+_TERMINAL = """
+import fcntl, os, pty, struct, sys, termios
+columns, *argv = sys.argv[1:]
+child, terminal = pty.fork()
+if child == 0:
+    sys.stdin.read(1)
+    os.execvp(argv[0], argv)
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("hhhh", 24, int(columns), 0, 0))
+os.write(terminal, b"\\n")
+os.read(terminal, 2)
+while True:
+    try:
+        data = os.read(terminal, 65536)
+    except OSError:
+        break
+    if not data:
+        break
+    os.write(1, data)
+os.waitpid(child, 0)
+"""
+
 
 @dataclass
 class Desk:
@@ -30,6 +52,13 @@ class Desk:
         assert bool(done.returncode) == bool(status), done.stdout + done.stderr
         self.complaints = done.stderr
         return done.stdout
+
+    def screen(self, width: int, *words: str, **environment: str) -> str:
+        """What a person sees who calls ``onestor`` at a terminal of this width."""
+        argv = ["/usr/bin/python3", "-c", _TERMINAL, str(width), "onestor", *words]
+        more = {"TERM": "xterm", **AGENT, **environment}
+        seen = self.bed.frontend.run(argv, env=more, timeout=120).stdout
+        return seen.replace("\r\n", "\n")
 
     def rows(self, *words: str, status: int = 0) -> list[dict[str, Any]]:
         """The same in JSON."""

@@ -16,8 +16,10 @@ from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.commands import output, running
 from onestor_lib.frontend.commands.running import Report
 
-_COLUMNS = ("HOST", "TIER", "IMAGE", "SIZE", "STATE", "DISKS", "USED", "CHECKED", "PATH")
+_COLUMNS = ("HOST", "TIER", "IMAGE", "SIZE", "STATE", "DISKS", "USED", "CHECKED", "NAME")
 _NUMBERS = ("IMAGE", "SIZE", "DISKS", "USED", "CHECKED")
+
+_LEVELS = {"failed": "error", "repaired": "warning"}  # of results
 
 Row = dict[str, Any]
 Failed = dict[str, OnestorError]
@@ -79,13 +81,13 @@ def verify(image: str | None, names: tuple[str, ...], as_json: bool) -> None:
                 if row["state"] in (COMPLETE, DAMAGED, STALE):
                     found.append(_verified(caches, row))
                 advance(row["bytes"])
-        return _outcome(found, failed, as_json, ("HOST", "IMAGE", "RESULT", "PATH", "DETAIL"))
+        return _outcome(found, failed, as_json, ("HOST", "IMAGE", "RESULT", "NAME", "DETAIL"))
 
     running.run("cache", work)
 
 
 def _verified(caches: Any, row: Row) -> Row:
-    facts = {"host": row["host"], "image": row["image"], "path": row["path"]}
+    facts = {name: row[name] for name in ("host", "image", "name", "path")}
     try:
         wrong = caches.verify(row)
         if not wrong:
@@ -176,7 +178,7 @@ def _report(rows: list[Row], failed: Failed, as_json: bool) -> Report:
             str(row["shared"]),
             output.seconds(now - row["used"]),
             output.seconds(now - row["verified"] if row["verified"] else None),
-            row["path"],
+            row["name"] or "(no image any more)",
         ]
         for row in rows
     ]
@@ -190,7 +192,8 @@ def _outcome(rows: list[Row], failed: Failed, as_json: bool, titles: tuple[str, 
     if as_json:
         return Report(output.lines(rows), good)
     cells = [[_cell(title, row.get(title.lower())) for title in titles] for row in rows]
-    return Report(output.table(titles, cells), good)
+    levels = [_LEVELS.get(str(row.get("result")), "") for row in rows]
+    return Report(output.table(titles, cells, levels=levels), good)
 
 
 def _cell(title: str, value: Any) -> str:

@@ -18,7 +18,7 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 _GAP = "  "
-_NARROWEST = 20  # columns that the last column gets at least
+_NARROWEST = 12  # columns that the last column gets at least
 
 
 def is_terminal() -> bool:

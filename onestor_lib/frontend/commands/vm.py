@@ -10,8 +10,8 @@ import click
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.commands import output, running
 
-_COLUMNS = ("DISK", "IMAGE", "SIZE", "WRITTEN", "BASE", "SNAPSHOTS", "RECOVERY", "FLAT", "FILES")
-_NUMBERS = ("IMAGE", "SIZE", "WRITTEN", "SNAPSHOTS", "RECOVERY", "FLAT")
+_COLUMNS = ("DISK", "IMAGE", "SIZE", "WRITTEN", "BASE", "SNAPS", "COPY", "FLAT", "FILES")
+_NUMBERS = ("IMAGE", "SIZE", "WRITTEN", "SNAPS", "COPY", "FLAT")
 
 
 @click.group()
@@ -23,7 +23,11 @@ def vm() -> None:
 @click.argument("vm_id", metavar="ID", type=click.IntRange(0))
 @output.json_option
 def show(vm_id: int, as_json: bool) -> None:
-    """Show what each disk of a VM is made of, and what it would take to flatten it."""
+    """Show what each disk of a VM is made of, and what it would take to flatten it.
+
+    WRITTEN is what the disk takes beside its base, which others may share; COPY is the age of its
+    recovery copy; FLAT is the most it takes when it is flattened.
+    """
 
     def work(request: Request) -> str:
         from onestor_lib.frontend.services.reshaping import Disks
@@ -72,7 +76,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if row["error"]:
         return [row["disk"], image, "-", "-", "-", "-", "-", "-", row["error"]]
     files = row["files"]
-    base = f"shared by {row['shared']}" if row["shared"] else "own" if len(files) > 1 else "none"
+    base = f"shared {row['shared']}x" if row["shared"] else "alone" if len(files) > 1 else "none"
     total = sum(each["bytes"] for each in files)
     return [
         row["disk"],

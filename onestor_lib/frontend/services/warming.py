@@ -124,6 +124,8 @@ class _Chain:
 
     def run(self) -> None:
         """Fill from the last one on: it has the one before it filled, and so on."""
+        last, size = self._machines[-1].name, int(self._facts["version"]["size"])
+        self._progress(last, 0, size)
         with _origin(self._hosts, self._fleet, self._image) as self._origin:
             for number in reversed(range(len(self._machines))):
                 name = self._machines[number].name
@@ -133,6 +135,7 @@ class _Chain:
                     self._fill(number)
                 except OnestorError as error:
                     self.outcome[name] = {"result": "failed", "error": str(error)}
+        self._progress(last, size, size)
 
     def _fill(self, number: int) -> None:
         machine = self._machines[number]
