@@ -237,6 +237,7 @@ class Receiver:
         self.manifest = Manifest(size)
         self.received = 0  # bytes of data
         self._told: int | None = None
+        self._has_failed = False
 
     def __enter__(self) -> Receiver:
         self._stack = contextlib.ExitStack()
@@ -291,8 +292,6 @@ class Receiver:
     def _take_all(self, pipe: frames.Pipe, work: Pipeline) -> tuple[bytes, int, bytearray]:
         """Write the chunks as they come; the frame that ended them."""
         manifest, size = self.manifest, self.manifest.size
-        # The tasks of a frame are done when so many others have been submitted behind it.
-        recent: deque[int] = deque(maxlen=_IN_FLIGHT + 1)
         while True:
             kind, offset, data = frames.read(pipe, self._stall)
             if kind in (b"E", b"X"):
@@ -308,19 +307,28 @@ class Receiver:
             if offset >= size // 2:
                 crashpoints.reach("receive.half")
             if kind == b"Z":
-                work.write(extents.clear, self._fd, offset, length)
+                work.write(self._change, self._fd, extents.clear, offset, length, length)
                 manifest[index] = NOTHING
             else:
                 self._take_data(work, index, data)
-            recent.append(offset)
-            if len(recent) > _IN_FLIGHT:
-                self._tell_complete(recent[0])
 
     def _take_data(self, work: Pipeline, index: int, data: bytearray) -> None:
         write = extents.write_data if self.manifest[index] == NOTHING else extents.overwrite
         work.submit(_digest, self.manifest, index, data)
-        work.write(write, self._fd, index * CHUNK, data)
+        work.write(self._change, self._fd, write, index * CHUNK, len(data), data)
         self.received += len(data)
+
+    def _change(
+        self, fd: int, change: Callable[..., Any], offset: int, length: int, content: Any
+    ) -> None:
+        """Change one chunk; those who follow may have it at once, but nothing behind a failure."""
+        try:
+            change(fd, offset, content)
+        except BaseException:
+            self._has_failed = True
+            raise
+        if not self._has_failed:
+            self._tell_complete(offset + length)
 
     def written(self) -> dict[str, int]:
         """Which file it is, and when it was last written: for :func:`claimed`."""
