@@ -22,7 +22,6 @@ SCRIPTS = sorted(path for kind in ("tm", "datastore") for path in (REMOTES / kin
 SCRIPTS = [path for path in SCRIPTS if path.is_file() and "__pycache__" not in path.parts]
 ACTION_SCRIPTS = [path for path in SCRIPTS if path.name != "monitor_ds"]
 HEAVY = ("click", "lxml", "paramiko")
-COMMAND = "onestor_lib/frontend/commands/onestor.py"
 
 
 def relative(path: Path) -> str:
@@ -73,16 +72,22 @@ def test_heavy_packages_have_one_door_and_stay_outside_until_needed(package: str
         names = imports(path, at_import_only=at_import_only)
         return package in {name.partition(".")[0] for name in names}
 
-    doors = [path for path in SOURCES if uses(path)]
+    # What people run may take its time for click; nothing else loads it, see below.
+    sources = SOURCES if package != "click" else [each for each in SOURCES if not is_command(each)]
+    doors = [path for path in sources if uses(path)]
     assert len(doors) <= 1
-    early = [relative(path) for path in doors if uses(path, at_import_only=True)]
-    assert early in ([], [COMMAND])
+    assert not [path for path in doors if uses(path, at_import_only=True)]
 
 
-def test_no_action_loads_the_command() -> None:
-    """It imports click, which takes a while."""
-    users = [path for path in SOURCES if "onestor_lib.frontend.commands.onestor" in ours(path)]
-    assert users == []
+def is_command(path: Path) -> bool:
+    return path.parent == LIBRARY / "frontend" / "commands"
+
+
+def test_nothing_loads_the_commands() -> None:
+    """They import click, which takes a while."""
+    for path in SOURCES:
+        commands = [name for name in ours(path) if name.startswith("onestor_lib.frontend.commands")]
+        assert is_command(path) or not commands, path
 
 
 def test_what_hosts_get_needs_nothing_of_what_only_datastores_need() -> None:
@@ -171,7 +176,7 @@ def test_crash_points_belong_to_actions_that_exist() -> None:
     for point, actions in crashpoints.POINTS.items():
         assert actions, point
         for action in actions:
-            if action in ("eviction", "recovery"):
+            if action in ("eviction", "recovery", "flatten", "thin"):
                 continue  # part of other actions, driven by a test of its own
             kind, _, name = action.partition(" ")[0].partition(".")
             assert (REMOTES / kind / "onestor" / name).is_file(), action

@@ -66,7 +66,7 @@ def warm(
     threads = []
     for chain in _chains(cold):
         work = _Chain(fleet, image, facts, chain, near, progress)
-        threads.append((work, threading.Thread(target=work.run)))
+        threads.append((work, threading.Thread(target=work.run, daemon=True)))
         threads[-1][1].start()
     for work, thread in threads:
         thread.join()
