@@ -78,7 +78,7 @@ class Testbed:
         name = uuid.uuid4().hex
         source = f"{OPENNEBULAS_DATASTORES}/{where.id}/{name}"
         size, image_format = self._plant(path, source.replace("//", "/"))
-        fields = {key: options.pop(key) for key in ("type", "persistent") if key in options}
+        fields = {key: options.pop(key) for key in ("type", "persistent", "id") if key in options}
         template = {"DEV_PREFIX": "vd", **options}
         return self.cloud.add_image(
             where, path=path, source=source, size=size, format=image_format, template=template,
