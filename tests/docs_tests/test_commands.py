@@ -22,10 +22,8 @@ from onestor_lib.frontend.commands.onestor import main as onestor
 from tests.cluster import Node
 from tests.docs_tests import pages
 from tests.docs_tests.pages import Command
-from tests.drivers.conftest import QCOW2, make_sources
 from tests.install_tests.conftest import FrontEnd, new_front_end, real_tree
-from tests.oned import objects
-from tests.testbed import AGENT, LOG, Testbed, running_testbed
+from tests.testbed import AGENT, LOG, Testbed
 
 pytestmark = pytest.mark.cluster
 
@@ -54,7 +52,6 @@ ELSEWHERE = {
 ANSWERS = {"grep": {1}, "onestor doctor": {1}}
 
 COMMANDS = pages.commands()
-IMAGE, VM = 5, 7
 
 
 def words(text: str) -> list[str]:
@@ -97,29 +94,6 @@ def by(what: str) -> list[Any]:
 
 
 # -- on the test cluster ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def running_bed() -> Iterator[Testbed]:
-    with running_testbed(hosts=3) as bed:
-        make_sources(bed.frontend)
-        yield bed
-
-
-@pytest.fixture
-def bed(running_bed: Testbed) -> Testbed:
-    """What the docs speak of, made anew: commands change it."""
-    bed = running_bed
-    bed.clean()
-    bed.system.template["REPLICA_HOST"] = "host03"
-    bed.cloud.save(bed.system)
-    vm = bed.vm(bed.image(QCOW2, id=IMAGE), id=VM)
-    reply = bed.oned.instantiate(vm, "host01", bed.system)
-    assert reply.success, reply.error
-    bed.cloud.set_state(vm, objects.POWEROFF)
-    assert bed.disk_path(vm) == "/var/lib/one/datastores/102/7/disk.0"
-    assert bed.hosts[0].exists(f"{bed.disk_path(vm)}.base")
-    return bed
 
 
 @pytest.mark.parametrize("command", by("cluster"))
@@ -201,15 +175,10 @@ def test_command_of_the_checkout_runs(command: Command) -> None:
 
 
 @pytest.mark.parametrize("command", by("absent"))
-def test_command_of_opennebula_is_one_of_a_list(bed_free: None, command: Command) -> None:
+def test_command_of_opennebula_is_one_of_a_list(command: Command) -> None:
     for name, *more in programs(command.text):
         assert name in NOT_RUN, f"{name}: it would run, but for the others of its line"
         assert more and more[0] in NOT_RUN[name].words, command.text
-
-
-@pytest.fixture
-def bed_free() -> None:
-    """No cluster is needed."""
 
 
 def test_the_list_has_no_more_than_is_used() -> None:

@@ -1,4 +1,4 @@
-"""What the README and docs tell people to do, done."""
+"""What the docs tell people to do, done in its order; each command by itself: tests/docs_tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, Node
+from tests.docs_tests import pages
 from tests.drivers.conftest import digest
 from tests.install_tests.test_configure import STOCK
 from tests.testbed import DATASTORES, REMOTES, Testbed, prepare_frontend
@@ -17,10 +18,14 @@ pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_install_on_a_stock_front_end_as_the_readme_says() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^ +(\./install\.sh[^#\n]*?) *(?:#.*)?$", readme, re.MULTILINE)
-    assert commands == ["./install.sh", "./install.sh --check", "./install.sh --configure"]
+def test_install_on_a_stock_front_end_as_the_docs_say() -> None:
+    told = [each.text for each in pages.commands(ROOT / "docs" / "installing.md")]
+    assert [each for each in told if each.startswith("./install.sh")] == [
+        "./install.sh",
+        "./install.sh --configure",
+        "./install.sh --check",
+        "./install.sh --uninstall --configure",
+    ]
     with Cluster(hosts=0) as cluster:
         frontend = cluster.frontend
         prepare_frontend(frontend, "6.10.0")
