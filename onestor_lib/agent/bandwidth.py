@@ -57,6 +57,19 @@ class Limit:
         return start
 
 
+def datastores_of(file: Path) -> Path:
+    """Where the datastores lie of which one has ``file``, be it an image or in a VM's directory.
+
+    Datastores and VMs have numbers for names. Of what lies elsewhere it is the directory.
+    """
+    for directory in file.parents:
+        if directory.name.isdecimal():
+            while directory.name.isdecimal():
+                directory = directory.parent
+            return directory
+    return file.parent
+
+
 class Pace:
     """Keeps one transfer of this process at ``bytes_per_second``, on average."""
 

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from onestor_lib.agent import chunks, client, crashpoints, extents, frames, locks
-from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.bandwidth import Limit, datastores_of
 from onestor_lib.agent.chunks import CHUNK, NOTHING, Manifest
 from onestor_lib.agent.errors import HostUnreachable, TransferFailed, from_os_error
 from onestor_lib.agent.version import Version
@@ -184,7 +184,7 @@ def send(
         before = os.fstat(fd)
         if version and Version.of(before) != version:
             raise TransferFailed("read image", CHANGED, path=str(path))
-        limit = Limit(host, bytes_per_second, path.parent.parent) if bytes_per_second else None
+        limit = Limit(host, bytes_per_second, datastores_of(path)) if bytes_per_second else None
         stream = client.ProcessStream(argv)
         with client.AgentClient(stream, host, on_progress=on_progress) as receiver:
             receiver.start(client.payload)

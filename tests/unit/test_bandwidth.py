@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.bandwidth import Limit, datastores_of
 
 MB = 1 << 20
 NS = 1_000_000_000
@@ -153,3 +153,18 @@ def test_K8_somebody_who_keeps_the_file_locked_does_not_stop_the_link(
     finally:
         os.close(fd)
     assert 4 < clock.passed < 7
+
+
+@pytest.mark.parametrize(
+    ("file", "directory"),
+    [
+        ("/ds/101/image", "/ds"),
+        ("/ds/101/image.snap/3", "/ds"),
+        ("/ds/102/7/disk.0", "/ds"),
+        ("/ds/102/7/disk.0.snap/123", "/ds"),
+        ("/2024/ds/102/7/.disk.0.x.tmp", "/2024/ds"),
+        ("/tmp/context/iso", "/tmp/context"),
+    ],
+)
+def test_all_files_of_a_machine_share_its_links(file: str, directory: str) -> None:
+    assert datastores_of(Path(file)) == Path(directory)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import frames, locks, priority, transfer
-from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.bandwidth import Limit, datastores_of
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache import fill, growing, record, room, scrub
 from onestor_lib.agent.errors import (
@@ -156,7 +156,7 @@ def _send(
 ) -> dict[str, Any]:
     """Open ``path`` and let ``work`` send it; our errors go down the stream as its end."""
     priority.lower(**bulk)
-    limit = Limit(receiver, bytes_per_second, path.parent.parent) if bytes_per_second else None
+    limit = Limit(receiver, bytes_per_second, datastores_of(path)) if bytes_per_second else None
     fd = transfer.open_source(path)
     try:
         with call.streaming() as pipe:

@@ -25,7 +25,7 @@ from onestor_lib.agent import (
     virsh,
     vm_directory,
 )
-from onestor_lib.agent.bandwidth import Limit
+from onestor_lib.agent.bandwidth import Limit, datastores_of
 from onestor_lib.agent.errors import (
     HostUnreachable,
     InvalidInput,
@@ -130,7 +130,7 @@ def read(
     if not (publish.is_temporary(file.name) or file.name.endswith(".base")):
         raise NotAllowed("send the copy", "it is neither a copy nor a base", path=path)
     priority.lower(**bulk)
-    limit = Limit(receiver, bytes_per_second, file.parent.parent) if bytes_per_second else None
+    limit = Limit(receiver, bytes_per_second, datastores_of(file)) if bytes_per_second else None
     fd = transfer.open_source(file)
     try:
         with call.streaming() as pipe:
