@@ -82,6 +82,21 @@ def test_only_our_own_driver_gets_another_name() -> None:
     assert backups.renamed(vm) == f"<VM><TEMPLATE>{expected}</TEMPLATE></VM>".encode()
 
 
+def test_L11_the_ssh_driver_is_not_called_for_disks_in_our_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its premigrate removes the directory at the target, its postmigrate that at the source."""
+    called = []
+    monkeypatch.setattr(migrations, "_call", lambda request, step, driver: called.append(driver))
+    names = ("onestor", "ceph", "ssh", "")
+    disks = "".join(f"<DISK><TM_MAD>{name}</TM_MAD></DISK>" for name in names)
+    vm = xml.parse(f"<VM><TEMPLATE>{disks}</TEMPLATE></VM>".encode(), "the VM")
+    step = migrations.Step("one", "two", "/d/102/7", 7, False, vm, "", b"")
+    for call in migrations.others(request(), step):
+        call()
+    assert called == ["ceph"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -18,6 +18,7 @@ from onestor_lib.frontend.message import MAX_SIZE
 from onestor_lib.frontend.services import scripts
 
 _STEP = "read the VM"
+_NOT_CALLED = {"", DRIVER, "ssh"}
 _WORDS = "src_host dst_host DIR vmid dsid"
 
 
@@ -85,11 +86,13 @@ def _is_vm(word: str) -> bool:
 def others(request: Request, step: Step) -> list[Callable[[], None]]:
     """The same action of every other driver that the VM's disks have (contract 2.6).
 
-    Each must succeed; the error names the driver (known failure D18).
+    Each must succeed; the error names the driver (known failure D18). Not that of disks from before
+    the datastore was adopted: they are minded with the directory they lie in, and its scripts
+    would remove that directory, whoever calls them.
     """
     if step.is_secondary:
         return []
-    drivers = {disk.text("TM_MAD") for disk in step.vm.all("TEMPLATE/DISK")} - {"", DRIVER}
+    drivers = {disk.text("TM_MAD") for disk in step.vm.all("TEMPLATE/DISK")} - _NOT_CALLED
     return [functools.partial(_call, request, step, driver) for driver in sorted(drivers)]
 
 
