@@ -12,9 +12,10 @@ import socket
 import ssl
 import xml.parsers.expat
 import xmlrpc.client
+from collections.abc import Mapping
 from pathlib import Path
 
-from onestor_lib.agent.errors import Missing, OnedUnavailable
+from onestor_lib.agent.errors import InvalidInput, Missing, OnedUnavailable
 from onestor_lib.frontend import xml as documents
 
 TIMEOUT = 30.0  # seconds; $ONE_XMLRPC_TIMEOUT overrides it, as for OpenNebula's tools
@@ -32,7 +33,7 @@ class Client:
     """The questions a driver has; each answer is XML.
 
     Raises :class:`Missing` for an object that oned does not know and :class:`OnedUnavailable`
-    when it cannot be asked.
+    when it cannot be asked, or refuses.
     """
 
     def vm(self, vm_id: int) -> documents.Element:
@@ -66,11 +67,24 @@ class Client:
         everybody, all_of_them = -2, -1
         return self._ask("one.imagepool.info", "the images", everybody, all_of_them, all_of_them)
 
+    def update_datastore(self, datastore_id: int, attributes: Mapping[str, str]) -> None:
+        """Set attributes of a datastore, as ``onedatastore update --append`` does; others stay."""
+        for name, value in attributes.items():
+            if '"' in value or "\\" in value:
+                raise InvalidInput("change the datastore", f"{name} would be {value!r}")
+        merge = 1
+        template = "".join(f'{name} = "{value}"\n' for name, value in attributes.items())
+        step = f"change datastore {datastore_id}"
+        self._call("one.datastore.update", step, datastore_id, template, merge)
+
     def _info(self, kind: str, object_id: int) -> documents.Element:
         return self._ask(f"one.{kind}.info", f"{kind} {object_id}", object_id)
 
     def _ask(self, method: str, what: str, *arguments: int) -> documents.Element:
-        step = f"ask oned for {what}"
+        answer = self._call(method, f"ask oned for {what}", *arguments)
+        return documents.parse(str(answer).encode("utf-8"), what)
+
+    def _call(self, method: str, step: str, *arguments: int | str) -> object:
         url = endpoint()
         try:
             proxy = xmlrpc.client.ServerProxy(url, transport=_transport(url))
@@ -83,7 +97,7 @@ class Client:
         if answer[0] is not True:
             error_class = Missing if answer[2:3] == [_NO_EXISTS] else OnedUnavailable
             raise error_class(step, str(answer[1]))
-        return documents.parse(str(answer[1]).encode("utf-8"), what)
+        return answer[1]
 
 
 def endpoint() -> str:

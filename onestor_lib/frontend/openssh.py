@@ -7,12 +7,14 @@ three times faster than paramiko (docs/design.md, section 2).
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from onestor_lib.agent import client, process
 from onestor_lib.agent.errors import HostUnreachable, OnestorError
+from onestor_lib.frontend import config
 
 SSH = "ssh"
 
@@ -22,6 +24,14 @@ _ALWAYS = ("-oBatchMode=yes", "-oControlMaster=no", "-oControlPath=none", "-T")
 
 
 _FAST_CIPHER = "aes128-gcm@openssh.com"
+
+_AGENT, _SOCKET = Path("/var/run/one/ssh-agent.env"), "SSH_AUTH_SOCK"  # contract section 7
+
+
+def find_agent() -> None:
+    """Use the ssh-agent that oned's services use, unless there is one already."""
+    if _SOCKET not in os.environ and (agent := config.assignment_in(_AGENT, _SOCKET)):
+        os.environ[_SOCKET] = agent
 
 
 def resolve(host: str, *more: str) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ import string
 import threading
 import time
 import uuid
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
@@ -86,6 +87,15 @@ class Cloud:
         with self._lock:
             for thing in objects:
                 _write(self._file(thing), thing.xml(self.version))
+
+    def reread(self, datastore: Datastore) -> None:
+        """Learn what a user of the API has changed of a datastore."""
+        tree = ElementTree.fromstring(self._file(datastore).read_text(encoding="utf-8"))
+        datastore.ds_mad = tree.findtext("DS_MAD", "")
+        datastore.tm_mad = tree.findtext("TM_MAD", "")
+        template = tree.find("TEMPLATE")
+        assert template is not None
+        datastore.template = {element.tag: element.text or "" for element in template}
 
     def delete(self, thing: Object) -> None:
         """Forget an object: the API knows it no more."""

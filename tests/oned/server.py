@@ -1,11 +1,13 @@
 """oned's XML-RPC API, answered from files: `python3 -m tests.oned.server --root DIR`.
 
-The files below DIR are the whole state and are read again for every call (contract section 5):
+The files below DIR are the whole state and are read again for every call (contract section 5);
+one.datastore.update is the only one that changes them:
 
     vm/<id>.xml  datastore/<id>.xml  host/<id>.xml  image/<id>.xml  cluster/<id>.xml
     version      what one.system.version answers
     auth         the session that is accepted, user:password
     calls.log    written: one JSON object a line for each call: method, id, time
+    tm_mads      if present, the names of the TM_MAD_CONFs of oned.conf, a word each
     delay        if present, seconds to wait before each answer
     refuse       if present, connections are closed without an answer (and nothing is logged)
 
@@ -19,6 +21,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import socketserver
 import threading
 import time
@@ -31,6 +34,8 @@ from xmlrpc.server import SimpleXMLRPCRequestHandler, SimpleXMLRPCServer
 
 AUTHENTICATION = 0x0100
 NO_EXISTS = 0x0400
+XML_RPC_API = 0x1000
+INTERNAL = 0x2000
 
 OBJECTS = {
     "vm": "virtual machine",
@@ -41,6 +46,16 @@ OBJECTS = {
 }
 
 DONE = "6"
+SYSTEM_DATASTORE = "1"
+
+ATTRIBUTE = re.compile(r'\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"\[]+))')
+# What a TM_MAD_CONF puts into a datastore's template: those of ssh and onestor do the same.
+OF_SYSTEM = {"SHARED": "NO", "DS_MIGRATE": "YES", "ALLOW_ORPHANS": "YES"}
+OF_IMAGES = {"LN_TARGET": "SYSTEM", "CLONE_TARGET": "SYSTEM", "ALLOW_ORPHANS": "YES"}
+
+
+class Refused(Exception):
+    """A request that oned answers with an error: message and code."""
 
 
 class Member(NamedTuple):
@@ -74,12 +89,17 @@ class State:
             kind = OBJECTS[method.split(".")[1]]
             message = f"[{method}] Error getting {kind} [{arguments[0]}]."
             return [False, message, NO_EXISTS, arguments[0]]
+        except Refused as refused:
+            message, code = refused.args
+            return [False, f"[{method}] {message}", code, arguments[0]]
 
-    def _method(self, method: str) -> Callable[[list[Any]], str] | None:
+    def _method(self, method: str) -> Callable[[list[Any]], str | int] | None:
         if method == "one.system.version":
             return lambda arguments: self._read("version")
         if method in ("one.vmpool.info", "one.vmpool.infoextended"):
             return self._vm_pool
+        if method == "one.datastore.update":
+            return self._update_datastore
         for kind in OBJECTS:
             if method == f"one.{kind}.info":
                 return lambda arguments: self._object(kind, int(arguments[0]))
@@ -119,6 +139,41 @@ class State:
             members = [member for member in members if _in_range(member.tree, start, end)]
         return pool("vm", (member.xml for member in members))
 
+    def _update_datastore(self, arguments: list[Any]) -> int:
+        """Replace the template (0), or merge another one into it (1), and what follows from it."""
+        number, text, kind, *_ = [*arguments, 0]
+        tree = ElementTree.fromstring(self._object("datastore", int(number)))
+        if kind not in (0, 1):
+            raise Refused("Wrong update type", XML_RPC_API)
+        template = tree.find("TEMPLATE")
+        assert template is not None
+        old = {element.tag: element.text or "" for element in template}
+        new = {**(old if kind else {}), **_parsed(text)}
+        driver = new.setdefault("TM_MAD", tree.findtext("TM_MAD", ""))
+        with contextlib.suppress(FileNotFoundError):
+            if driver not in self._read("tm_mads").split():
+                cause = f'TM_MAD named "{driver}" is not defined in oned.conf'
+                raise Refused(f"Cannot update template. {cause}", INTERNAL)
+        if tree.findtext("TYPE") == SYSTEM_DATASTORE:
+            new = {**new, **OF_SYSTEM, "TYPE": "SYSTEM_DS"}
+            for name in ("DS_MAD", "LN_TARGET", "CLONE_TARGET"):
+                new.pop(name, None)
+            if driver != tree.findtext("TM_MAD"):
+                _set(tree, TOTAL_MB="0", FREE_MB="0", USED_MB="0")
+        else:
+            new = {**new, **OF_IMAGES}
+            _set(tree, DS_MAD=new.setdefault("DS_MAD", tree.findtext("DS_MAD", "")))
+        _set(tree, TM_MAD=driver)
+        template.clear()
+        for name in sorted(new):
+            ElementTree.SubElement(template, name).text = new[name]
+        xml = ElementTree.tostring(tree, encoding="unicode")
+        file = self.root / "datastore" / f"{number}.xml"
+        temporary = file.with_name(f".{file.name}.{threading.get_ident()}.tmp")
+        temporary.write_text(xml, encoding="utf-8")
+        temporary.replace(file)
+        return int(number)
+
     def _read(self, name: str) -> str:
         return (self.root / name).read_text(encoding="utf-8").strip()
 
@@ -131,6 +186,25 @@ class State:
     def _delay(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             time.sleep(float(self._read("delay")))
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """A template in oned's own syntax, without vectors."""
+    found, at = {}, 0
+    while text[at:].strip():
+        match = ATTRIBUTE.match(text, at)
+        if not match:
+            raise Refused("Cannot parse template", INTERNAL)
+        found[match[1].upper()] = match[2] if match[3] is None else match[3]
+        at = match.end()
+    return found
+
+
+def _set(tree: ElementTree.Element, **texts: str) -> None:
+    for name, text in texts.items():
+        element = tree.find(name)
+        assert element is not None
+        element.text = text
 
 
 def pool(kind: str, members: Iterable[str]) -> str:

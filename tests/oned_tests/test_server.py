@@ -19,7 +19,7 @@ import pytest
 
 from tests.oned.cloud import Cloud
 from tests.oned.objects import ACTIVE, DONE, RUNNING
-from tests.oned.server import AUTHENTICATION, NO_EXISTS, Server
+from tests.oned.server import AUTHENTICATION, INTERNAL, NO_EXISTS, Server
 
 SESSION = "oneadmin:opennebula"
 
@@ -74,6 +74,40 @@ def test_every_kind_has_info_and_pool(cloud: Cloud, api: Api) -> None:
 def test_unknown_id(api: Api) -> None:
     answer = api.call("one.vm.info", 7)
     assert answer == [False, "[one.vm.info] Error getting virtual machine [7].", NO_EXISTS, 7]
+
+
+def test_a_datastore_gets_another_driver(cloud: Cloud, api: Api) -> None:
+    system = cloud.add_system_datastore(TM_MAD="ssh", SHARED="NO", REPLICA_HOST="host03")
+    system.total_mb, system.free_mb = 7, 5
+    cloud.save(system)
+    method, template = "one.datastore.update", 'TM_MAD = "onestor"\nMORE="a b"'
+    assert api.call(method, system.id, template, 1) == [True, system.id, 0]
+    cloud.reread(system)
+    assert system.tm_mad == system.template["TM_MAD"] == "onestor"
+    assert (system.template["REPLICA_HOST"], system.template["MORE"]) == ("host03", "a b")
+    tree = ElementTree.fromstring(api.call("one.datastore.info", system.id)[1])
+    assert (tree.findtext("TOTAL_MB"), tree.findtext("TEMPLATE/SHARED")) == ("0", "NO")
+    system.total_mb = system.free_mb = 0
+    answer = api.call("one.datastore.info", system.id)[1]
+    expected = ElementTree.canonicalize(system.xml(cloud.version))
+    assert ElementTree.canonicalize(answer) == expected
+    images = cloud.add_image_datastore(DS_MAD="fs", TM_MAD="ssh")
+    assert api.call(method, images.id, "DS_MAD=onestor TM_MAD=onestor")[0]
+    cloud.reread(images)
+    assert (images.ds_mad, images.tm_mad) == ("onestor", "onestor")
+    assert "SAFE_DIRS" not in images.template  # replaced, not merged
+
+
+def test_a_datastore_gets_no_driver_that_oned_does_not_know(cloud: Cloud, api: Api) -> None:
+    system = cloud.add_system_datastore(TM_MAD="ssh")
+    (cloud.root / "tm_mads").write_text("ssh shared\n")
+    method = "one.datastore.update"
+    cause = 'Cannot update template. TM_MAD named "onestor" is not defined in oned.conf'
+    expected = [False, f"[{method}] {cause}", INTERNAL, system.id]
+    assert api.call(method, system.id, "TM_MAD=onestor", 1) == expected
+    assert api.call(method, 7, "", 1)[1] == f"[{method}] Error getting datastore [7]."
+    assert api.call(method, system.id, "TM_MAD=", 1)[2] == INTERNAL
+    assert api.call("one.datastore.info", system.id)[1] == system.xml(cloud.version)
 
 
 def test_wrong_session(cloud: Cloud, api: Api) -> None:

@@ -38,6 +38,7 @@ OPERATIONS = {
     "recovery.renew": "recovery:renew",
     "recovery.forget": "recovery:forget",
     "recovery.hold": "recovery:hold",
+    "directory.layouts": "layouts:describe",
     "directory.examine": "directory:examine",
     "directory.move": "directory:move",
     "directory.prepare": "directory:prepare",

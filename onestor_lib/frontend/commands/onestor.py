@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import click
 
 import onestor_lib
-from onestor_lib.frontend import config
+from onestor_lib.frontend import openssh
 from onestor_lib.frontend.commands.cache import cache
 from onestor_lib.frontend.commands.metrics import metrics
 from onestor_lib.frontend.commands.recovery import recovery
 from onestor_lib.frontend.commands.vm import flatten, thin, vm
-
-_AGENT, _SOCKET = Path("/var/run/one/ssh-agent.env"), "SSH_AUTH_SOCK"  # contract section 7
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(onestor_lib.__version__, prog_name="onestor")
 def main() -> None:
     """Storage drivers for OpenNebula: images cached near the hosts, disks on the hosts' own."""
-    if _SOCKET not in os.environ and (agent := config.assignment_in(_AGENT, _SOCKET)):
-        os.environ[_SOCKET] = agent
+    openssh.find_agent()
 
 
 for command in (cache, flatten, metrics, recovery, thin, vm):
