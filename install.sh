@@ -2,7 +2,8 @@
 # Install onestor on an OpenNebula front-end, register it, check it, remove it, or show it at work.
 #
 # This script finds out what the machine has: the user, a python3, its packages. What is done to
-# files is in packaging/deploy.py (the remotes directory) and packaging/configure.py (oned.conf).
+# files is in packaging/deploy.py (the remotes directory) and packaging/configure.py (oned.conf);
+# what is done to a datastore, in onestor_lib/frontend/services/adopting.py.
 set -euo pipefail
 umask 022
 
@@ -17,11 +18,7 @@ else
     bin=/usr/bin units=/etc/systemd/system
     driver_path=${ONESTOR_PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}
 fi
-owner=oneadmin venv='' private_venv='' packages='' dry_run='' mode=install configure=''
-
-# Debian's and Red Hat's names of what the drivers need besides python3 itself.
-debian_packages=(python3-lxml python3-paramiko python3-click qemu-utils)
-redhat_packages=(python3-lxml python3-paramiko python3-click qemu-img)
+owner=oneadmin venv='' private_venv='' packages='' dry_run='' mode=install configure='' hosts='' adopted=''
 
 # What the demonstration needs: a Debian package and a command of it. The Python packages are asked
 # for by probe.py.
@@ -33,7 +30,12 @@ usage() {
     cat <<USAGE
 Usage: install.sh [OPTION]...                 install on this front-end, or upgrade
        install.sh --configure [OPTION]...     register onestor in oned.conf and vmm_execrc
-       install.sh --check [OPTION]...         verify an installation, change nothing
+       install.sh --check [--hosts] [OPTION]...
+                                              verify an installation, change nothing; with --hosts
+                                              also the hosts, by "onestor doctor"
+       install.sh --adopt DATASTORE [OPTION]...
+                                              give a system datastore with TM_MAD=ssh (its id or
+                                              name) to onestor, with the VMs that are on it
        install.sh --uninstall [--configure] [OPTION]...
                                               remove it, with --configure from oned.conf, too
        install.sh --demo [ARGUMENT]...        show the drivers at work on this machine alone
@@ -45,7 +47,7 @@ Options:
   --bin DIR            where the command onestor goes (default: $bin)
   --units DIR          where systemd looks for units (default: ${units:-none}); without systemd run
                        "onestor recovery run" every minute by other means
-  --packages           get missing packages from the distribution (apt-get, dnf); as root
+  --packages           get missing packages from the distribution (apt-get, dnf, yum); as root
   --venv DIR           a private Python environment is made here when the distribution's packages
                        are missing or too old (default: $default_venv);
                        pip gets them, so its PIP_* variables count
@@ -57,6 +59,10 @@ Environment:
   ONE_LOCATION         root of a self-contained OpenNebula
   ONESTOR_PATH         the PATH of oned, where python3 and qemu-img are looked for (default: that of
                        a systemd service; with ONE_LOCATION the caller's)
+
+On the hosts: python3 >= 3.9, qemu-img, virsh. Debian, Ubuntu: apt-get install python3 qemu-utils
+libvirt-clients. Red Hat and its like: dnf install python3 qemu-img libvirt-client; release 8:
+python3.11 instead of python3, and HOST_PYTHON="python3.11" in onestorrc.
 
 Install on every front-end of an HA set-up. Exit status: 0 done, 1 failed or problems found, 2 usage.
 USAGE
@@ -93,9 +99,15 @@ resolve_user() {
     fi
 }
 
-# Run a command as oned would: the drivers' user, its PATH, nothing else of our environment.
+# Run a command as oned would: the drivers' user, its PATH, nothing else of our environment but
+# where oned is, when that is said there.
 as_user() {
-    (cd / && exec ${drop[@]+"${drop[@]}"} env -i "PATH=$driver_path" "HOME=$home" LC_ALL=C.UTF-8 "$@")
+    local name oned=()
+    for name in ONE_LOCATION ONE_XMLRPC ONE_AUTH; do
+        [[ -z ${!name:-} ]] || oned+=("$name=${!name}")
+    done
+    (cd / && exec ${drop[@]+"${drop[@]}"} env -i "PATH=$driver_path" "HOME=$home" LC_ALL=C.UTF-8 \
+        ${oned[@]+"${oned[@]}"} "$@")
 }
 
 in_driver_path() { (PATH=$driver_path && type -P "$1"); }
@@ -126,7 +138,7 @@ pick_python() {
         fi
     done
     [[ -n $python ]] || fail "python: $driver_path: no python3 >= 3.9 that $user can run;" \
-        "$(package_hint python3 python3.11)"
+        "$(python_hint)"
 }
 
 # Any interpreter for our own work, where nothing is installed with it.
@@ -140,45 +152,119 @@ own_python() {
             fi
         done
     done
-    fail "python: $driver_path: no python3 >= 3.9; $(package_hint python3 python3.11)"
+    fail "python: $driver_path: no python3 >= 3.9; $(python_hint)"
 }
 
-family() {
-    if type -P apt-get >/dev/null; then
-        say debian
-    elif type -P dnf >/dev/null; then
-        say redhat
+# Set `family` (debian, redhat or nothing), `manager` (what gets packages), and the names of what the
+# drivers need there: `python_package` for a python3 >= 3.9 that can make a private environment,
+# `system_packages`, and `library_packages`, empty where the distribution's are missing or older than
+# what pyproject.toml asks for.
+know_distribution() {
+    local id='' like='' version='' platform='' key value file
+    for file in /etc/os-release /usr/lib/os-release; do
+        [[ -r $file ]] || continue
+        # Read, not sourced: it is data.
+        while IFS='=' read -r key value; do
+            value=${value//[\"\']/}
+            case $key in
+            ID) id=$value ;;
+            ID_LIKE) like=$value ;;
+            VERSION_ID) version=$value ;;
+            PLATFORM_ID) platform=$value ;;
+            esac
+        done <"$file"
+        break
+    done
+    family='' manager=''
+    case " $id $like " in
+    *' debian '* | *' ubuntu '*) family=debian ;;
+    *' rhel '* | *' fedora '* | *' centos '*) family=redhat ;;
+    esac
+    if [[ $family != redhat ]] && type -P apt-get >/dev/null; then
+        family=debian manager=apt-get
+    elif [[ $family != debian ]] && { type -P dnf || type -P yum; } >/dev/null; then
+        family=redhat manager=dnf
+        type -P dnf >/dev/null || manager=yum
+    fi
+    python_package=python3 epel=''
+    library_packages=(python3-lxml python3-paramiko python3-click)
+    local major=${version%%.*} minor=''
+    [[ $version != *.* ]] || minor=${version#*.}
+    if [[ $family == redhat ]]; then
+        system_packages=(qemu-img openssh-clients)
+        [[ ! $platform =~ ^platform:el([0-9]+)$ ]] || major=${BASH_REMATCH[1]} epel=yes
+        [[ $id == fedora ]] || epel=yes
+        if [[ $epel ]] && ((10#0${major//[^0-9]/} < 10)); then
+            library_packages=()
+            # The python3 of release 8 is 3.6. python3.11 came with 8.8.
+            if [[ $major == 8 ]]; then
+                python_package=python3.11
+                [[ ! $minor =~ ^[0-7]$ ]] || python_package=python39
+            fi
+        fi
+    else
+        system_packages=(qemu-utils openssh-client)
+        # Debian makes no private environment without python3-venv.
+        python_package='python3 python3-venv'
+        case $id:$major in
+        ubuntu:20) library_packages=() python_package='python3.9 python3.9-venv' ;;
+        ubuntu:21 | ubuntu:22 | debian:11) library_packages=() ;;
+        esac
     fi
 }
 
-package_hint() { # DEBIAN-NAME REDHAT-NAME
-    case $(family) in
-    debian) say "apt-get install $1" ;;
-    redhat) say "dnf install $2" ;;
+# A command that gets packages by their names on Debian and on Red Hat.
+package_hint() {
+    case $family in
+    debian) say "${manager:-apt-get} install $1" ;;
+    redhat) say "${manager:-dnf} install $2" ;;
     *) say "install $1 (Debian) or $2 (Red Hat)" ;;
     esac
 }
 
+python_hint() {
+    if [[ $family ]]; then
+        package_hint "$python_package" "$python_package"
+    else
+        package_hint 'python3 python3-venv' python3.11
+    fi
+}
+
+# What to say of missing Python packages; nothing where the distribution's would not do.
+library_hint() {
+    ((${#library_packages[@]})) || return 0
+    local note=''
+    [[ -z $epel ]] || note=' (python3-paramiko is in EPEL)'
+    say "$(package_hint "${library_packages[*]}" "${library_packages[*]}")$note"
+}
+
 distribution_install() {
     ((EUID == 0)) || fail "packages: --packages needs root"
-    local command
-    case $(family) in
-    debian)
-        command="apt-get install -y --no-install-recommends ${debian_packages[*]}"
+    [[ $manager ]] || fail "packages: neither apt-get nor dnf nor yum is here; $(python_hint)," \
+        "$(package_hint 'python3-lxml python3-paramiko python3-click qemu-utils' \
+            'python3-lxml python3-paramiko python3-click qemu-img')"
+    local commands=() command log
+    if [[ $manager == apt-get ]]; then
         # A list of packages that cannot be refreshed may still be good enough.
         [[ $dry_run ]] || apt-get update -qq >/dev/null 2>&1 || true
-        ;;
-    redhat) command="dnf install -y -q ${redhat_packages[*]}" ;;
-    *) fail "packages: neither apt-get nor dnf is here; install ${debian_packages[*]} by hand" ;;
-    esac
-    if [[ $dry_run ]]; then
-        say "would run: $command"
-        return
+        commands=("apt-get install -y --no-install-recommends ${library_packages[*]:-$python_package} ${system_packages[*]}")
+    else
+        # One by one: a package that is not to be had keeps dnf from getting the others.
+        commands=("$manager install -y -q $python_package ${system_packages[*]}")
+        if ((${#library_packages[@]})); then
+            [[ -z $epel ]] || commands+=("$manager install -y -q epel-release")
+            commands+=("$manager install -y -q ${library_packages[*]}")
+        fi
     fi
-    say "packages: $command"
-    local log
-    # shellcheck disable=SC2086 # the words of a command
-    log=$(DEBIAN_FRONTEND=noninteractive $command 2>&1) || warn "packages: $command: $(cause "$log")"
+    for command in "${commands[@]}"; do
+        if [[ $dry_run ]]; then
+            say "would run: $command"
+            continue
+        fi
+        say "packages: $command"
+        # shellcheck disable=SC2086 # the words of a command
+        log=$(DEBIAN_FRONTEND=noninteractive $command 2>&1) || warn "packages: $command: $(cause "$log")"
+    done
 }
 
 # The line of a tool's output that tells why it failed.
@@ -205,7 +291,7 @@ make_venv() {
     mkdir -p -- "$venv" && : >"$venv/$marker"
     if ! log=$("$python" -m venv "$venv" 2>&1); then
         rm -rf -- "$venv"
-        fail "venv: $venv: $(cause "$log"); $(package_hint python3-venv "${python##*/}")"
+        fail "venv: $venv: $(cause "$log"); $(package_hint "${python##*/}-venv" "${python##*/}")"
     fi
     if ! log=$("$venv/bin/python3" -m pip install --quiet --disable-pip-version-check \
         "${requirements[@]}" 2>&1); then
@@ -234,8 +320,9 @@ choose_interpreter() {
     elif [[ -n $private_venv || -n $lacking ]]; then
         if [[ -z $private_venv ]]; then
             say "python: $python lacks packages ($lacking)"
-            say "  the distribution may have them: $(package_hint "${debian_packages[*]}" \
-                "${redhat_packages[*]}") (or --packages)"
+            local hint
+            hint=$(library_hint)
+            [[ -z $hint ]] || say "  the distribution may have them: $hint, or --packages"
         fi
         make_venv
         used_venv=$venv
@@ -393,13 +480,49 @@ do_check() {
     deploy check --mend "$(own_command)" || bad=1
     command_file check --interpreter "$recorded" --mend "$(own_command)" || bad=1
     configuration check --mend "$(own_command)--configure" || bad=1
+    [[ -z $hosts ]] || check_hosts || bad=1
     exit "$bad"
+}
+
+# The hosts: what the command onestor finds out about them, as the drivers' user.
+check_hosts() {
+    local command=$bin/onestor
+    if ! as_user test -x "$command"; then
+        say "problem: $command: not there, so the hosts were not looked at; mend: $(own_command)"
+        return 1
+    elif ! as_user "$command" doctor --help >/dev/null 2>&1; then
+        say "problem: $command: it cannot look at hosts (no command doctor);" \
+            "mend by an upgrade: $(own_command)"
+        return 1
+    fi
+    as_user "$command" doctor
+}
+
+do_adopt() {
+    resolve_user
+    own_python
+    local recorded text options=()
+    recorded=$(deploy recorded version)
+    [[ $recorded ]] || fail "adopt: $remotes: onestor is not installed; $(own_command)"
+    [[ -f $remotes/onestor_lib/frontend/services/adopting.py ]] ||
+        fail "adopt: $remotes: onestor $recorded cannot adopt datastores; upgrade it: $(own_command)"
+    if ! text=$(configuration check --mend "$(own_command)--configure"); then
+        grep '^problem: ' <<<"$text" || true
+        fail "adopt: $etc/oned.conf: onestor is not registered, so oned would not accept it;" \
+            "$(own_command)--configure, then systemctl restart opennebula"
+    fi
+    recorded=$(deploy recorded interpreter)
+    python=${recorded:-$(in_driver_path python3)} || fail "adopt: $driver_path: no python3"
+    [[ -z $dry_run ]] || options=(--dry-run)
+    as_user "$python" -B - "$remotes" "$adopted" ${options[@]+"${options[@]}"} \
+        <"$here/packaging/adopt.py"
 }
 
 do_demo() {
     ((EUID == 0)) || fail "demo: it makes network namespaces and mounts; run it as root"
     user=root home=${HOME:-/root} drop=() driver_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     read_requirements
+    know_distribution
     local need missing=()
     for need in "${demo_needs[@]}"; do
         in_driver_path "${need#*:}" >/dev/null || missing+=("${need%%:*}")
@@ -441,6 +564,13 @@ while (($#)); do
     --private-venv) private_venv=yes ;;
     --dry-run) dry_run=yes ;;
     --configure) configure=yes ;;
+    --hosts) hosts=yes ;;
+    --adopt)
+        [[ -n ${2:-} ]] || usage_error "$1 needs the id or name of a datastore"
+        set_mode adopt
+        adopted=$2
+        shift
+        ;;
     --check | --uninstall) set_mode "${1#--}" ;;
     --demo)
         shift
@@ -460,5 +590,8 @@ while (($#)); do
 done
 
 [[ -z $configure || $mode != check ]] || usage_error "--check and --configure exclude each other"
+[[ -z $configure || $mode != adopt ]] || usage_error "--adopt and --configure exclude each other"
+[[ -z $hosts || $mode == check ]] || usage_error "--hosts is for --check"
 [[ -z $configure || $mode != install ]] || mode=configure
+know_distribution
 "do_$mode"

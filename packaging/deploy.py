@@ -698,7 +698,7 @@ def quoted(path: Path) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("install", "uninstall", "check", "recorded"))
-    parser.add_argument("field", nargs="?", choices=("interpreter", "venv"))
+    parser.add_argument("field", nargs="?", choices=("interpreter", "venv", "version"))
     parser.add_argument("--remotes", type=Path, required=True)
     parser.add_argument("--user")
     parser.add_argument("--interpreter", default="", help="for the #! lines; empty: env python3")
