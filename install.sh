@@ -137,6 +137,9 @@ pick_python() {
             python=$path lacking=${text//$'\n'/; }
         fi
     done
+}
+
+require_python() {
     [[ -n $python ]] || fail "python: $driver_path: no python3 >= 3.9 that $user can run;" \
         "$(python_hint)"
 }
@@ -196,11 +199,13 @@ know_distribution() {
         [[ $id == fedora ]] || epel=yes
         if [[ $epel ]] && ((10#0${major//[^0-9]/} < 10)); then
             library_packages=()
-            # The python3 of release 8 is 3.6. python3.11 came with 8.8.
-            if [[ $major == 8 ]]; then
+            case $major in
+            8) # its python3 is 3.6, and python3.11 came with 8.8
                 python_package=python3.11
                 [[ ! $minor =~ ^[0-7]$ ]] || python_package=python39
-            fi
+                ;;
+            7) python_package='' ;;
+            esac
         fi
     else
         system_packages=(qemu-utils openssh-client)
@@ -209,6 +214,7 @@ know_distribution() {
         case $id:$major in
         ubuntu:20) library_packages=() python_package='python3.9 python3.9-venv' ;;
         ubuntu:21 | ubuntu:22 | debian:11) library_packages=() ;;
+        ubuntu:18 | debian:10) library_packages=() python_package='' ;;
         esac
     fi
 }
@@ -223,7 +229,9 @@ package_hint() {
 }
 
 python_hint() {
-    if [[ $family ]]; then
+    if [[ -z $python_package ]]; then
+        say "this release of the distribution has none, get one by other means"
+    elif [[ $family ]]; then
         package_hint "$python_package" "$python_package"
     else
         package_hint 'python3 python3-venv' python3.11
@@ -305,12 +313,18 @@ make_venv() {
 # Decide which interpreter runs the drivers: `python`, and `interpreter` for their #! lines, empty
 # when `/usr/bin/env python3` is that one; `used_venv` when it is the private environment.
 choose_interpreter() {
+    local recorded tried=''
     pick_python
-    local recorded
+    if [[ -z $python && -n $packages ]]; then
+        distribution_install
+        tried=yes
+        pick_python
+    fi
+    require_python
     recorded=$(deploy recorded venv)
     venv=${venv:-${recorded:-$default_venv}}
     used_venv='' interpreter=''
-    if [[ -z $private_venv && -n $lacking && -n $packages ]]; then
+    if [[ -z $private_venv && -n $lacking && -n $packages && -z $tried ]]; then
         distribution_install
         pick_python
     fi
@@ -394,11 +408,13 @@ own_command() {
 }
 
 do_install() {
+    local before
     check_remotes
     resolve_user
     read_requirements
     report_version
     choose_interpreter
+    before=$(deploy recorded version)
     if ! in_driver_path qemu-img >/dev/null; then
         [[ -z $packages ]] || distribution_install
         [[ $dry_run ]] || in_driver_path qemu-img >/dev/null ||
@@ -414,9 +430,14 @@ do_install() {
     else
         warn "$bin: only root can install the command onestor there, or give --bin"
     fi
+    # Who upgrades has done all of that, unless this version wants more than the last one.
+    if [[ $before ]] && configuration check >/dev/null; then
+        return
+    fi
     say
     say "In OpenNebula's configuration (install.sh --configure does it):"
     configuration show
+    [[ -z $before ]] || return 0
     cat <<NEXT
 
 Then:
@@ -425,7 +446,9 @@ Then:
   onedatastore create images.conf        # NAME = images,  TYPE = IMAGE_DS,  DS_MAD = onestor, TM_MAD = onestor
   onedatastore create system.conf        # NAME = cluster, TYPE = SYSTEM_DS, TM_MAD = onestor
                                          # optional: REPLICA_HOST = the host that caches images
+                                         # system datastores of the ssh driver: install.sh --adopt
   systemctl enable --now onestor-recovery.timer    # for disks with RECOVERY_SNAPSHOT_FREQ
+On the hosts: python3 >= 3.9, qemu-img, virsh (install.sh --help has the packages' names).
 HA: run this on every front-end, oned.conf and $remotes have to be the same on all.
 NEXT
 }
@@ -487,7 +510,7 @@ do_check() {
 # The hosts: what the command onestor finds out about them, as the drivers' user.
 check_hosts() {
     local command=$bin/onestor
-    if ! as_user test -x "$command"; then
+    if [[ ! -x $command ]]; then
         say "problem: $command: not there, so the hosts were not looked at; mend: $(own_command)"
         return 1
     elif ! as_user "$command" doctor --help >/dev/null 2>&1; then

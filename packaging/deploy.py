@@ -4,12 +4,17 @@ The remotes directory is copied to every host, so whatever is wrong in it is wro
 file only ever appears whole, readable and with its final owner, and a second run touches nothing.
 What was installed is recorded in a manifest beside the library. It tells the next run which files
 are gone from the source and which configuration an administrator has edited.
+
+An upgrade changes a copy of the library, which then takes the library's place in one step: whatever
+is at work or begins meanwhile, an action or a pass of the timer, has modules of one version.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import errno
 import fcntl
 import grp
 import hashlib
@@ -200,12 +205,22 @@ class Deployment:
     dry_run: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     removed: set[Path] = field(default_factory=set)
+    final: Path | None = None  # what ``remotes`` is a copy of, to take its place
 
     def note(self, what: str, path: Path, tell: bool = False) -> None:
         """Count a change; say each only where an administrator has a reason to look."""
         self.counts[what] = self.counts.get(what, 0) + 1
         if tell or self.dry_run:
-            say(f"{'would be ' if self.dry_run else ''}{what}: {path}")
+            say(f"{'would be ' if self.dry_run else ''}{what}: {self.final_path(path)}")
+
+    def final_path(self, path: Path) -> Path:
+        """Where a file will be in the end."""
+        return self.final / path.relative_to(self.remotes) if self.final else path
+
+    def take_over(self, other: Deployment) -> None:
+        """Count what another one has done, too."""
+        for what, count in other.counts.items():
+            self.counts[what] = self.counts.get(what, 0) + count
 
     def summary(self, idle: str) -> str:
         counts = ", ".join(f"{count} {what}" for what, count in self.counts.items())
@@ -341,6 +356,92 @@ def locked(remotes: Path) -> Iterator[None]:
         os.close(handle)
 
 
+# -- the library in one step --------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def renewed(deployment: Deployment) -> Iterator[Deployment]:
+    """Where to change the library: in a copy, which takes its place if the block changes anything.
+
+    What does not change stays the same file, so that bytecode goes on fitting its module. Where no
+    copy can be made, and where there is no library yet, that is the directory itself.
+    """
+    live = deployment.remotes / LIBRARY
+    status = lstat(live)
+    if deployment.dry_run or status is None or not stat.S_ISDIR(status.st_mode):
+        yield deployment
+        return
+    with stage_beside(deployment.remotes) as stage:
+        if not link_tree(live, stage / LIBRARY):
+            yield deployment
+            return
+        copy = Deployment(stage, deployment.owner, final=deployment.remotes)
+        yield copy
+        if copy.counts:
+            exchange(stage / LIBRARY, live, stage / "old")
+        deployment.take_over(copy)
+
+
+@contextlib.contextmanager
+def stage_beside(remotes: Path) -> Iterator[Path]:
+    """A new directory on the file system of remotes, not in it: a host that syncs would meet it."""
+    name = f".{LIBRARY}.{os.getpid()}{TEMPORARY}"
+    is_one = remotes.parent.stat().st_dev == remotes.stat().st_dev
+    parent = remotes.parent if is_one and os.access(remotes.parent, os.W_OK) else remotes
+    for top in {remotes.parent, remotes}:
+        for leftover in [*top.glob(f".{LIBRARY}.*{TEMPORARY}")]:  # of a run that was cut short
+            shutil.rmtree(leftover, ignore_errors=True)
+    stage = parent / name
+    stage.mkdir(0o755)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage)
+
+
+def link_tree(source: Path, target: Path) -> bool:
+    """The same files once more, in directories of the same owners and modes; False if not so."""
+    try:
+        for top, _, _files in os.walk(source):
+            directory = target / Path(top).relative_to(source)
+            status = os.stat(top)
+            directory.mkdir(0o700)
+            os.chown(directory, status.st_uid, status.st_gid)
+            directory.chmod(stat.S_IMODE(status.st_mode))
+            for entry in os.scandir(top):
+                if entry.is_symlink() or not entry.is_dir():
+                    os.link(entry.path, directory / entry.name, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        shutil.rmtree(target, ignore_errors=True)
+        return False
+    return True
+
+
+def exchange(new: Path, live: Path, old: Path) -> None:
+    """Let ``new`` be at ``live``; what was there is at ``new`` or at ``old``.
+
+    Nobody finds anything but the one or the other there. Only where the file system cannot do that
+    (some on a network) there is nothing for a moment.
+    """
+    at_cwd, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: renameat2(2)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):  # glibc 2.28
+        paths = os.fsencode(new), os.fsencode(live)
+        if libc.renameat2(at_cwd, paths[0], at_cwd, paths[1], swap) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise OSError(number, os.strerror(number), str(live))
+    live.rename(old)
+    try:
+        new.rename(live)
+    except OSError:
+        old.rename(live)
+        raise
+
+
 # -- bytecode ---------------------------------------------------------------------------------
 
 
@@ -376,7 +477,7 @@ def compile_library(deployment: Deployment, modules: list[str], changed: set[str
             py_compile.compile(
                 str(source),
                 str(temporary),
-                dfile=str(source),
+                dfile=str(deployment.final_path(source)),
                 doraise=True,
                 invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP,
             )
@@ -428,27 +529,60 @@ def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -
     if not set(planned) <= set(old.files):
         # Should this run be cut short, --uninstall still knows all that it may have left.
         deployment.put(Manifest(old.version, old.interpreter, old.venv, planned | old.files).file())
+    modules = modules_of(files)
+    vanished = sorted(set(old.files) - set(planned) - set(files))
+    with renewed(deployment) as library:
+        for name, file in files.items():
+            if within(name, (LIBRARY,)):
+                new.files[name] = file.digest
+                if library.put(file):
+                    changed.add(name)
+        compile_library(library, modules, changed)
+        new.files[BUNDLE] = bundle_agent(library, old.files.get(BUNDLE, ""))
+        for name in vanished:
+            if within(name, (LIBRARY,)):
+                remove_installed(library, name, old.files[name])
+        clean(library, modules, (LIBRARY,))
     for name, file in files.items():
         if file.is_configuration:
             new.files.update(install_configuration(deployment, file, old.files.get(name)))
+        elif not within(name, (LIBRARY,)):
+            new.files[name] = file.digest
+            deployment.put(file)
+    for name in vanished:
+        if name in new.files or within(name, (LIBRARY,)):
             continue
-        new.files[name] = file.digest
-        if deployment.put(file):
-            changed.add(name)
-    compile_library(deployment, modules_of(files), changed)
-    new.files[BUNDLE] = bundle_agent(deployment, old.files.get(BUNDLE, ""))
-    for path in [*foreign_bytecode(remotes, modules_of(files))]:
-        deployment.remove(path)
-    for name in sorted(set(old.files) - set(new.files) - set(files)):
         if not remove_installed(deployment, name, old.files[name]):
             say(f"edited, left alone: {remotes / name}")
-    for top in (*OWN, *CONFIGURATION):
-        for path in [*(remotes / top).rglob(f".*{TEMPORARY}")]:
-            deployment.remove(path)
-    deployment.prune()
+    clean(deployment, modules, (*DRIVERS, *CONFIGURATION))
     if old.venv and old.venv != venv:
         remove_venv(deployment, old.venv)
     deployment.put(new.file())
+    if old.version:
+        tell_of_upgrade(deployment, old.version, new.version)
+
+
+def clean(deployment: Deployment, modules: list[str], tops: tuple[str, ...]) -> None:
+    """Remove from directories of ours what no version has meant to be there."""
+    for path in [*foreign_bytecode(deployment.remotes, modules)]:
+        if within(path.relative_to(deployment.remotes).as_posix(), tops):
+            deployment.remove(path)
+    for top in tops:
+        for path in [*(deployment.remotes / top).rglob(f".*{TEMPORARY}")]:
+            deployment.remove(path)
+    deployment.prune()
+
+
+def tell_of_upgrade(deployment: Deployment, old: str, new: str) -> None:
+    """What an administrator has to know behind it; nothing when nothing has changed."""
+    if not deployment.counts:
+        return
+    what = f"from {old} to {new}" if old != new else f"{new}, of which files were different"
+    if deployment.dry_run:
+        say(f"would be upgraded: onestor {what}")
+        return
+    say(f"upgraded: onestor {what}; nothing has to be restarted")
+    say(f"what the hosts have of it is older now: onehost sync -f, as {deployment.owner.name}")
 
 
 def install_configuration(
@@ -476,10 +610,19 @@ def install_configuration(
             say(f"{would_be}taken over from sshrc: {line}")
         return {file.path: file.digest}
     say(f"edited, left alone: {target}; the packaged one is {target}.new")
+    if names := new_settings(file.data, target.read_bytes()):
+        say(f"  new in it: {' '.join(names)}")
     deployment.put(beside)
     entries = {beside.path: beside.digest}
     # The digest of what was installed, not of what is there: it still counts as edited next time.
     return entries if recorded is None else {**entries, file.path: recorded}
+
+
+def new_settings(packaged: bytes, edited: bytes) -> list[str]:
+    """The settings that the packaged file has and the edited one does not even comment out."""
+    setting = re.compile(rb"^#?([A-Z][A-Z0-9_]*)=", re.MULTILINE)
+    known = set(setting.findall(edited))
+    return [name.decode("ascii") for name in setting.findall(packaged) if name not in known]
 
 
 def take_over(deployment: Deployment, file: File) -> tuple[File, list[str]]:
