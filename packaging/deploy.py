@@ -5,8 +5,9 @@ file only ever appears whole, readable and with its final owner, and a second ru
 What was installed is recorded in a manifest beside the library. It tells the next run which files
 are gone from the source and which configuration an administrator has edited.
 
-An upgrade changes a copy of the library, which then takes the library's place in one step: whatever
-is at work or begins meanwhile, an action or a pass of the timer, has modules of one version.
+An upgrade changes a copy of the library, which then takes the library's place in one step: an
+action or a pass of the timer that begins meanwhile meets the one version or the other, whole. What
+is at work has loaded its modules by then, and keeps them.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ class Deployment:
         self.directory(target.parent)
         status = lstat(target)
         if status and stat.S_ISDIR(status.st_mode):
-            raise Failure("copy", target, "is a directory")
+            raise Failure("copy", self.final_path(target), "is a directory")
         if status and stat.S_ISREG(status.st_mode) and target.read_bytes() == file.data:
             self.permissions(target, status, file.mode)
             return False
@@ -274,13 +275,12 @@ class Deployment:
                 path.mkdir(0o755)
                 self.permissions(path, path.lstat(), 0o755, quiet=True)
         elif ours and stat.S_ISLNK(status.st_mode):
-            raise Failure(
-                "copy", path, "is a symbolic link, the files would go elsewhere; remove it"
-            )
+            cause = "is a symbolic link, the files would go elsewhere; remove it"
+            raise Failure("copy", self.final_path(path), cause)
         elif ours and stat.S_ISDIR(status.st_mode):
             self.permissions(path, status, 0o755)
         elif not path.is_dir():
-            raise Failure("copy", path, "is no directory")
+            raise Failure("copy", self.final_path(path), "is no directory")
 
     def permissions(
         self, path: Path, status: os.stat_result, mode: int, quiet: bool = False
@@ -408,9 +408,10 @@ def link_tree(source: Path, target: Path) -> bool:
             directory.mkdir(0o700)
             os.chown(directory, status.st_uid, status.st_gid)
             directory.chmod(stat.S_IMODE(status.st_mode))
-            for entry in os.scandir(top):
-                if entry.is_symlink() or not entry.is_dir():
-                    os.link(entry.path, directory / entry.name, follow_symlinks=False)
+            with os.scandir(top) as entries:
+                for entry in entries:
+                    if entry.is_symlink() or not entry.is_dir():
+                        os.link(entry.path, directory / entry.name, follow_symlinks=False)
     except OSError as err:
         if err.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
             raise
@@ -537,12 +538,13 @@ def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -
                 new.files[name] = file.digest
                 if library.put(file):
                     changed.add(name)
-        compile_library(library, modules, changed)
-        new.files[BUNDLE] = bundle_agent(library, old.files.get(BUNDLE, ""))
         for name in vanished:
             if within(name, (LIBRARY,)):
                 remove_installed(library, name, old.files[name])
+        compile_library(library, modules, changed)
         clean(library, modules, (LIBRARY,))
+        # Last: it fits only as long as no module comes or goes.
+        new.files[BUNDLE] = bundle_agent(library, old.files.get(BUNDLE, ""))
     for name, file in files.items():
         if file.is_configuration:
             new.files.update(install_configuration(deployment, file, old.files.get(name)))

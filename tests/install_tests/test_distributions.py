@@ -1,0 +1,216 @@
+"""install.sh: what packages are called, by distribution and release.
+
+The distribution is played: its /etc/os-release and its package manager take the places of ours in
+a mount namespace, for which root is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from tests.install_tests.conftest import FrontEnd, script
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+
+DEBIAN_12 = 'ID=debian\nVERSION_ID="12"\n'
+DEBIAN_11 = 'ID=debian\nVERSION_ID="11"\n'
+DEBIAN_10 = 'ID=debian\nVERSION_ID="10"\n'
+UBUNTU_24 = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"\n'
+UBUNTU_22 = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="22.04"\n'
+UBUNTU_20 = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="20.04"\n'
+ALMA_8 = 'ID="almalinux"\nID_LIKE="rhel centos fedora"\nVERSION_ID="8.10"\n'
+ALMA_8 += 'PLATFORM_ID="platform:el8"\n'
+RHEL_8_6 = 'ID="rhel"\nID_LIKE="fedora"\nVERSION_ID="8.6"\nPLATFORM_ID="platform:el8"\n'
+STREAM_8 = 'ID="centos"\nID_LIKE="rhel fedora"\nVERSION_ID="8"\nPLATFORM_ID="platform:el8"\n'
+ROCKY_9 = 'ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.4"\n'
+ROCKY_9 += 'PLATFORM_ID="platform:el9"\n'
+ALMA_10 = 'ID="almalinux"\nID_LIKE="rhel centos fedora"\nVERSION_ID="10.0"\n'
+ALMA_10 += 'PLATFORM_ID="platform:el10"\n'
+CENTOS_7 = 'ID="centos"\nID_LIKE="rhel fedora"\nVERSION_ID="7"\n'
+FEDORA = 'ID=fedora\nVERSION_ID=41\nPLATFORM_ID="platform:f41"\n'
+SUSE = 'ID="opensuse-leap"\nID_LIKE="suse opensuse"\nVERSION_ID="15.6"\n'
+
+LIBRARIES = "python3-lxml python3-paramiko python3-click"
+
+
+@dataclass
+class Machine:
+    """The front-end on a machine of another distribution."""
+
+    front_end: FrontEnd
+    release: str
+    manager: str
+
+    def run(self, *args: str, status: int = 0) -> str:
+        base = self.front_end.base
+        (base / "os-release").write_text(self.release)
+        script(base / "tools/nothing", b"")
+        for name in ("apt-get", "dnf", "yum"):
+            (base / "tools" / name).unlink(missing_ok=True)
+        if self.manager:
+            log = f'#!/bin/sh\necho "$(basename "$0") $*" >>"{base}/manager.log"\n'
+            script(base / "tools" / self.manager, log.encode())
+        # A file that is not executable is no program: ours is not found.
+        mounts = (
+            f'mount --bind "{base}/os-release" /etc/os-release &&'
+            " { test ! -e /usr/bin/apt-get || mount --bind /dev/null /usr/bin/apt-get; }"
+        )
+        argv = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "-"]
+        places = ["--remotes", str(self.front_end.remotes), "--etc", str(self.front_end.etc)]
+        places += ["--bin", str(base / "command"), "--venv", str(self.front_end.venv)]
+        done = subprocess.run(
+            [*argv, str(self.front_end.source / "install.sh"), *places, "--user", "nobody", *args],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={
+                **os.environ,
+                "PATH": f"{base}/tools:{os.environ['PATH']}",
+                "ONESTOR_PATH": f"{base}/bin",
+            },
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def managed(self) -> list[str]:
+        return (self.front_end.base / "manager.log").read_text().splitlines()
+
+
+def machine(front_end: FrontEnd, release: str, manager: str) -> Machine:
+    return Machine(front_end, release, manager)
+
+
+@pytest.mark.parametrize(
+    ("release", "manager", "hint"),
+    [
+        (DEBIAN_12, "apt-get", "apt-get install python3 python3-venv"),
+        (UBUNTU_20, "apt-get", "apt-get install python3.9 python3.9-venv"),
+        (DEBIAN_10, "apt-get", "this release of the distribution has none"),
+        (ALMA_8, "dnf", "dnf install python3.11"),
+        (STREAM_8, "dnf", "dnf install python3.11"),
+        (RHEL_8_6, "dnf", "dnf install python39"),
+        (RHEL_8_6, "yum", "yum install python39"),
+        (ROCKY_9, "dnf", "dnf install python3"),
+        (FEDORA, "dnf", "dnf install python3"),
+        (CENTOS_7, "yum", "this release of the distribution has none"),
+        (SUSE, "", "install python3 python3-venv (Debian) or python3.11 (Red Hat)"),
+    ],
+)
+def test_a_python_that_is_new_enough(
+    front_end: FrontEnd, release: str, manager: str, hint: str
+) -> None:
+    (front_end.base / "bin/python3").unlink()
+    said = machine(front_end, release, manager).run(status=1).rstrip()
+    assert "no python3 >= 3.9" in said and said.endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("release", "manager", "hint"),
+    [
+        (DEBIAN_12, "apt-get", f"apt-get install {LIBRARIES}, or --packages"),
+        (UBUNTU_24, "apt-get", f"apt-get install {LIBRARIES}, or --packages"),
+        (FEDORA, "dnf", f"dnf install {LIBRARIES}, or --packages"),
+        (ALMA_10, "dnf", f"dnf install {LIBRARIES} (python3-paramiko is in EPEL), or --packages"),
+        # Too old there, or missing.
+        (DEBIAN_11, "apt-get", ""),
+        (UBUNTU_22, "apt-get", ""),
+        (ROCKY_9, "dnf", ""),
+        (ALMA_8, "dnf", ""),
+    ],
+)
+def test_libraries_are_named_where_they_would_do(
+    front_end: FrontEnd, release: str, manager: str, hint: str
+) -> None:
+    (front_end.base / "lacks-packages").touch()
+    said = machine(front_end, release, manager).run()
+    assert "lacks packages" in said
+    assert (f"the distribution may have them: {hint}\n" in said) is bool(hint)
+    assert ("the distribution may have" in said) is bool(hint)
+    assert front_end.venv.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("release", "manager", "commands"),
+    [
+        (
+            DEBIAN_12,
+            "apt-get",
+            [
+                "update -qq",
+                f"install -y --no-install-recommends {LIBRARIES} qemu-utils openssh-client",
+            ],
+        ),
+        (
+            UBUNTU_22,
+            "apt-get",
+            [
+                "update -qq",
+                "install -y --no-install-recommends python3 python3-venv qemu-utils openssh-client",
+            ],
+        ),
+        (ALMA_8, "dnf", ["install -y -q python3.11 qemu-img openssh-clients"]),
+        (ROCKY_9, "yum", ["install -y -q python3 qemu-img openssh-clients"]),
+        (
+            ALMA_10,
+            "dnf",
+            [
+                "install -y -q python3 qemu-img openssh-clients",
+                "install -y -q epel-release",
+                f"install -y -q {LIBRARIES}",
+            ],
+        ),
+        (
+            FEDORA,
+            "dnf",
+            ["install -y -q python3 qemu-img openssh-clients", f"install -y -q {LIBRARIES}"],
+        ),
+    ],
+)
+def test_packages_on_demand(
+    front_end: FrontEnd, release: str, manager: str, commands: list[str]
+) -> None:
+    (front_end.base / "lacks-packages").touch()
+    other = machine(front_end, release, manager)
+    said = other.run("--packages", "--dry-run")
+    wanted = [f"{manager} {command}" for command in commands if "update" not in command]
+    assert [line for line in said.splitlines() if line.startswith("would run: ")] == [
+        f"would run: {command}" for command in wanted
+    ]
+    other.run("--packages")
+    assert other.managed() == [f"{manager} {command}" for command in commands]
+
+
+def test_packages_bring_a_python_when_there_is_none(front_end: FrontEnd) -> None:
+    python = front_end.base / "bin/python3"
+    python.rename(front_end.base / "kept")
+    other = machine(front_end, ALMA_8, "dnf")
+    assert "dnf install python3.11" in other.run("--packages", status=1)
+    text = f'#!/bin/sh\nmv "{front_end.base}/kept" "{front_end.base}/bin/python3.11"\n'
+    other.manager = ""  # what follows is its program
+    script(front_end.base / "bin/dnf", text.encode())
+    with pytest.raises(AssertionError, match="neither apt-get nor dnf nor yum"):
+        other.run("--packages")
+
+
+@pytest.mark.parametrize(
+    ("release", "manager", "hint"),
+    [
+        (DEBIAN_12, "apt-get", "apt-get install qemu-utils"),
+        (ROCKY_9, "dnf", "dnf install qemu-img"),
+        (CENTOS_7, "yum", "yum install qemu-img"),
+        (SUSE, "", "install qemu-utils (Debian) or qemu-img (Red Hat)"),
+    ],
+)
+def test_qemu_img(front_end: FrontEnd, release: str, manager: str, hint: str) -> None:
+    (front_end.base / "bin/qemu-img").unlink()
+    assert machine(front_end, release, manager).run(status=1).rstrip().endswith(hint)
+
+
+def test_help_names_what_hosts_need(front_end: FrontEnd) -> None:
+    said = front_end.run_bare("--help").stdout
+    for name in ("qemu-utils", "libvirt-clients", "qemu-img", "libvirt-client;", "HOST_PYTHON"):
+        assert name in said
