@@ -50,7 +50,7 @@ STUB = """\
 PATH=/usr/bin:/bin
 printf '%s\\n' "$*" >> "{log}"
 case "$*" in
-"-B - "*)
+"-B - "*">="*)
     case "$0" in "{base}"/bin/*)
         test ! -e "{base}/lacks-packages" || {{ echo "lxml: 4.6 is old"; exit 1; }} ;;
     esac

@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +154,8 @@ def test_the_exit_status_is_the_doctor_s(
     module = installed.remotes / "onestor_lib/frontend/commands/onestor.py"
     module.parent.mkdir(parents=True, exist_ok=True)
     for status in (0, 3):
-        text = f"import sys\ndef main():\n    sys.exit({status} if sys.argv[1:] == ['doctor'] else 0)\n"
-        module.write_text(text)
+        ends = f"sys.exit({status} if sys.argv[1:] == ['doctor'] else 0)"
+        module.write_text(f"import sys\ndef main():\n    {ends}\n")
         command = installed.base / "command/onestor"
         done = subprocess.run(
             [str(command), "doctor"], check=False, env={"PATH": f"{installed.base}/bin"}

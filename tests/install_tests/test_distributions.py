@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,7 @@ CENTOS_7 = 'ID="centos"\nID_LIKE="rhel fedora"\nVERSION_ID="7"\n'
 FEDORA = 'ID=fedora\nVERSION_ID=41\nPLATFORM_ID="platform:f41"\n'
 SUSE = 'ID="opensuse-leap"\nID_LIKE="suse opensuse"\nVERSION_ID="15.6"\n'
 
+MANAGERS = ("apt-get", "dnf", "yum")
 LIBRARIES = "python3-lxml python3-paramiko python3-click"
 
 
@@ -48,18 +50,19 @@ class Machine:
     def run(self, *args: str, status: int = 0) -> str:
         base = self.front_end.base
         (base / "os-release").write_text(self.release)
-        script(base / "tools/nothing", b"")
-        for name in ("apt-get", "dnf", "yum"):
+        others = base / "others"  # all programs of ours but for package managers
+        others.mkdir(exist_ok=True)
+        for program in Path("/usr/bin").iterdir():
+            if program.name not in (*MANAGERS, *os.listdir(others)):
+                (others / program.name).symlink_to(program)
+        (base / "tools").mkdir(exist_ok=True)
+        for name in MANAGERS:
             (base / "tools" / name).unlink(missing_ok=True)
         if self.manager:
             log = f'#!/bin/sh\necho "$(basename "$0") $*" >>"{base}/manager.log"\n'
             script(base / "tools" / self.manager, log.encode())
-        # A file that is not executable is no program: ours is not found.
-        mounts = (
-            f'mount --bind "{base}/os-release" /etc/os-release &&'
-            " { test ! -e /usr/bin/apt-get || mount --bind /dev/null /usr/bin/apt-get; }"
-        )
-        argv = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "-"]
+        mount = 'mount --bind "$0" /etc/os-release && exec "$@"'
+        argv = ["unshare", "--mount", "sh", "-c", mount, str(base / "os-release")]
         places = ["--remotes", str(self.front_end.remotes), "--etc", str(self.front_end.etc)]
         places += ["--bin", str(base / "command"), "--venv", str(self.front_end.venv)]
         done = subprocess.run(
@@ -69,7 +72,7 @@ class Machine:
             timeout=120,
             env={
                 **os.environ,
-                "PATH": f"{base}/tools:{os.environ['PATH']}",
+                "PATH": f"{base}/tools:{others}",
                 "ONESTOR_PATH": f"{base}/bin",
             },
         )
@@ -89,14 +92,14 @@ def machine(front_end: FrontEnd, release: str, manager: str) -> Machine:
     [
         (DEBIAN_12, "apt-get", "apt-get install python3 python3-venv"),
         (UBUNTU_20, "apt-get", "apt-get install python3.9 python3.9-venv"),
-        (DEBIAN_10, "apt-get", "this release of the distribution has none"),
+        (DEBIAN_10, "apt-get", "this release of the distribution has none, get one by other means"),
         (ALMA_8, "dnf", "dnf install python3.11"),
         (STREAM_8, "dnf", "dnf install python3.11"),
         (RHEL_8_6, "dnf", "dnf install python39"),
         (RHEL_8_6, "yum", "yum install python39"),
         (ROCKY_9, "dnf", "dnf install python3"),
         (FEDORA, "dnf", "dnf install python3"),
-        (CENTOS_7, "yum", "this release of the distribution has none"),
+        (CENTOS_7, "yum", "this release of the distribution has none, get one by other means"),
         (SUSE, "", "install python3 python3-venv (Debian) or python3.11 (Red Hat)"),
     ],
 )
@@ -185,15 +188,18 @@ def test_packages_on_demand(
 
 
 def test_packages_bring_a_python_when_there_is_none(front_end: FrontEnd) -> None:
-    python = front_end.base / "bin/python3"
-    python.rename(front_end.base / "kept")
+    base = front_end.base
+    (base / "bin/python3").rename(base / "kept")
     other = machine(front_end, ALMA_8, "dnf")
-    assert "dnf install python3.11" in other.run("--packages", status=1)
-    text = f'#!/bin/sh\nmv "{front_end.base}/kept" "{front_end.base}/bin/python3.11"\n'
-    other.manager = ""  # what follows is its program
-    script(front_end.base / "bin/dnf", text.encode())
-    with pytest.raises(AssertionError, match="neither apt-get nor dnf nor yum"):
-        other.run("--packages")
+    assert "dnf install python3.11" in other.run("--packages", status=1)  # dnf has done nothing
+    assert other.managed() == ["dnf install -y -q python3.11 qemu-img openssh-clients"]
+    (base / "kept").rename(base / "bin/python3.11")
+    other.run("--packages")
+    clone = front_end.remotes / "tm/onestor/clone"
+    assert clone.read_text().startswith(f"#!{base}/bin/python3.11\n")
+    other.manager = ""
+    (base / "bin/python3.11").unlink()
+    assert "neither apt-get nor dnf nor yum is here" in other.run("--packages", status=1)
 
 
 @pytest.mark.parametrize(
