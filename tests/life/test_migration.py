@@ -54,6 +54,22 @@ def foreign_disk(world: World, vm: Vm, tm_mad: str = "ceph") -> None:
     world.bed.cloud.save(vm)
 
 
+def test_L11_the_ssh_driver_has_no_part_in_it(world: World, vm: Vm) -> None:
+    """Its scripts would remove the directory, at the target before and at the source behind it."""
+    vm.disks[0].attributes["TM_MAD"] = "ssh"  # as of a disk that is older than the adoption
+    world.bed.cloud.save(vm)
+    world.kvm.guest_at_work(vm, "host01")
+    driver(world, "ssh", "exit 1")
+    try:
+        answer = world.life.live_migrate(vm, "host02")
+    finally:
+        world.bed.frontend.run(["sh", "-c", f"rm {REMOTES}/tm/ssh/*migrate"])
+    assert answer.success and world.life.after.success, (answer, world.life.after)
+    assert not world.bed.frontend.exists("/var/tmp/ssh")
+    world.kvm.guest_at_work(vm, "host02")
+    assert not world.one.exists(world.directory(vm))
+
+
 def test_D19_snapshots_of_a_thin_disk_come_along(world: World, vm: Vm) -> None:
     """They need the base, which the hypervisor does not bring."""
     disk, one, two = world.disk(vm), world.one, world.two
