@@ -167,7 +167,7 @@ know_distribution() {
     for file in /etc/os-release /usr/lib/os-release; do
         [[ -r $file ]] || continue
         # Read, not sourced: it is data.
-        while IFS='=' read -r key value; do
+        while IFS='=' read -r key value || [[ $key ]]; do
             value=${value//[\"\']/}
             case $key in
             ID) id=$value ;;

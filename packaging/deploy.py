@@ -583,7 +583,7 @@ def tell_of_upgrade(deployment: Deployment, old: str, new: str) -> None:
     if deployment.dry_run:
         say(f"would be upgraded: onestor {what}")
         return
-    say(f"upgraded: onestor {what}; nothing has to be restarted")
+    say(f"upgraded: onestor {what}; the drivers need no restart of anything")
     say(f"what the hosts have of it is older now: onehost sync -f, as {deployment.owner.name}")
 
 

@@ -143,7 +143,7 @@ def test_L11_a_datastore_with_vms_of_the_ssh_driver(site: Site) -> None:
     assert "left to do: image datastore 111" in said
     command = r"printf 'DS_MAD=onestor\nTM_MAD=onestor\nCLONE_TARGET_ONESTOR=SYSTEM\n"
     assert command in said and "onedatastore update 111 111.ds --append" in said
-    assert "onehost sync -f" in said and r"printf 'TM_MAD=ssh\n' >112.ds" in said
+    assert "onehost sync -f" in said and r"printf 'TM_MAD=ssh\nCLONE_TARGET_SSH=" in said
 
     again = site.adopt()
     assert "ok: datastore 112 (old) has TM_MAD=onestor already" in again

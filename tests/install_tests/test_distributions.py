@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.install_tests.conftest import FrontEnd, script
+from tests.install_tests.conftest import FrontEnd, new_front_end, script, small_tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 
@@ -81,6 +82,13 @@ class Machine:
 
     def managed(self) -> list[str]:
         return (self.front_end.base / "manager.log").read_text().splitlines()
+
+
+@pytest.fixture
+def front_end() -> Iterator[FrontEnd]:
+    """What is installed makes no difference here."""
+    with new_front_end(small_tree) as site:
+        yield site
 
 
 def machine(front_end: FrontEnd, release: str, manager: str) -> Machine:

@@ -89,7 +89,7 @@ def test_an_upgrade_tells_the_versions_and_of_the_hosts(older: FrontEnd) -> None
     said = older.run("--dry-run").stdout
     assert f"would be upgraded: onestor from 0.0.0 to {new}" in said
     said = older.run().stdout
-    assert f"upgraded: onestor from 0.0.0 to {new}; nothing has to be restarted" in said
+    assert f"upgraded: onestor from 0.0.0 to {new}; the drivers need no restart" in said
     assert "onehost sync -f" in said
     assert "systemctl restart" not in said and "onedatastore create" not in said
     assert f"removed: {older.remotes / 'tm/onestor/oldaction'}" in said

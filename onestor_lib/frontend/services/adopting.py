@@ -27,11 +27,15 @@ from onestor_lib.frontend.services import moving, recovery, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 FORMER = "ssh"  # the driver whose datastores can be adopted
-MODE = {
-    f"CLONE_TARGET_{DRIVER.upper()}": "SYSTEM",
-    f"LN_TARGET_{DRIVER.upper()}": "SYSTEM",
-    f"DISK_TYPE_{DRIVER.upper()}": "FILE",
-}
+
+
+def mode(driver: str) -> dict[str, str]:
+    """What a datastore says of disks of its own, of another driver, on a datastore of ``driver``."""
+    names = {"CLONE_TARGET": "SYSTEM", "LN_TARGET": "SYSTEM", "DISK_TYPE": "FILE"}
+    return {f"{name}_{driver.upper()}": value for name, value in names.items()}
+
+
+MODE = mode(DRIVER)
 _IMAGES, _SYSTEM = "0", "1"  # types of datastores
 _STEP = "adopt datastore"
 _UNKNOWN = "16"  # a state of an active VM
@@ -243,7 +247,7 @@ class Adoption:
             )
         yield "left to do: onehost sync -f, as oneadmin, if the hosts have not got onestor yet"
         yield f"to go back, as long as {DRIVER} has made no disk there, as oneadmin:"
-        yield f"  {_update(self._id, {'TM_MAD': FORMER})}"
+        yield f"  {_update(self._id, {'TM_MAD': FORMER, **mode(FORMER)})}"
 
     def _missing_in(self, datastore: xml.Element, placed: list[Placed]) -> dict[str, str]:
         """What an image datastore of the same clusters lacks for VMs to be deployed here."""
@@ -259,11 +263,11 @@ class Adoption:
         driver = datastore.text("TM_MAD")
         if datastore.text("TYPE") != _IMAGES or not (near or drivers):
             return {}
-        mode = {} if has_mode(datastore) else MODE
+        lacks = {} if has_mode(datastore) else MODE
         if driver == FORMER:
             source = {"DS_MAD": DRIVER} if datastore.text("DS_MAD") == "fs" else {}
-            return {**source, "TM_MAD": DRIVER, **mode}
-        return mode if driver == DRIVER and FORMER in drivers else {}
+            return {**source, "TM_MAD": DRIVER, **lacks}
+        return lacks if driver == DRIVER and FORMER in drivers else {}
 
     def _settings(self) -> Settings:
         datastore = self._datastore
