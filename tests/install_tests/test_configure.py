@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from onestor_lib.frontend import registration
 from tests.install_tests.conftest import ROOT
 
 
@@ -244,7 +245,7 @@ def backups(etc: Path) -> list[Path]:
 def value(text: str, section: str, attribute: str, name: str = "") -> str:
     (found,) = (
         one.attributes[attribute].value
-        for one in configure.Scanner(text).sections()
+        for one in registration.Scanner(text).sections()
         if one.name == section and (not name or one.attributes["NAME"].value == name)
     )
     return str(found)
@@ -261,9 +262,9 @@ def test_registered_once_and_taken_out_again(etc: Path, version: str) -> None:
         words = arguments[arguments.index(option) + 1].split(",")
         assert words.count("onestor") == 1
         assert words[-1] == "onestor"
-    for attribute, expected in configure.TM_CONF.items():
+    for attribute, expected in registration.TM_CONF.items():
         assert value(oned, "TM_MAD_CONF", attribute, "onestor") == expected
-    for attribute, expected in configure.DS_CONF.items():
+    for attribute, expected in registration.DS_CONF.items():
         assert value(oned, "DS_MAD_CONF", attribute, "onestor") == expected
     mine = oned[oned.rindex("\nTM_MAD_CONF") :].partition("]")[0]
     assert ("DS_LIVE_MIGRATE" in mine) is (version == "7.4")
@@ -300,7 +301,7 @@ def test_sections_go_behind_the_last_of_their_kind(etc: Path) -> None:
     oned = texts(etc)[0]
     order = [
         (one.name, one.attributes["NAME"].value)
-        for one in configure.Scanner(oned).sections()
+        for one in registration.Scanner(oned).sections()
         if one.name.endswith("_CONF")
     ]
     assert order == [

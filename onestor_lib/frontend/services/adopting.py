@@ -30,7 +30,7 @@ FORMER = "ssh"  # the driver whose datastores can be adopted
 
 
 def mode(driver: str) -> dict[str, str]:
-    """What a datastore says of disks of its own, of another driver, on a datastore of ``driver``."""
+    """What a datastore says of its disks, of another driver, on a datastore of ``driver``."""
     names = {"CLONE_TARGET": "SYSTEM", "LN_TARGET": "SYSTEM", "DISK_TYPE": "FILE"}
     return {f"{name}_{driver.upper()}": value for name, value in names.items()}
 
