@@ -106,6 +106,11 @@ def agent_argv(
     ]
 
 
+def probe_argv(host: str, *, options: Sequence[str], connect_timeout: float) -> list[str]:
+    """The command line that tells whether ``host`` lets us in, as for an agent there."""
+    return [*base_argv(connect_timeout), *options, "--", host, "true"]
+
+
 def local_agent_argv() -> list[str]:
     """The command line of an agent on this machine."""
     return [sys.executable, client.PYTHON_OPTIONS, "-c", client.BOOT_CODE]

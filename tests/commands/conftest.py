@@ -60,9 +60,9 @@ class Desk:
         seen = self.bed.frontend.run(argv, env=more, timeout=120).stdout
         return seen.replace("\r\n", "\n")
 
-    def rows(self, *words: str, status: int = 0) -> list[dict[str, Any]]:
+    def rows(self, *words: str, status: int = 0, **environment: str) -> list[dict[str, Any]]:
         """The same in JSON."""
-        said = self.run(*words, "--json", status=status)
+        said = self.run(*words, "--json", status=status, **environment)
         return [json.loads(line) for line in said.splitlines()]
 
     def started(self, image: Image, host: str = "host01") -> Vm:

@@ -25,6 +25,8 @@ OPERATIONS = {
     "disk.resize": "resizing:resize",
     "disk.make": "volatile:make",
     "disk.receive": "volatile:receive",
+    "host.examine": "examining:examine",
+    "host.reach": "examining:reach",
     "disk.describe": "reshaping:describe",
     "disk.flatten": "reshaping:flatten",
     "disk.thin": "reshaping:thin",

@@ -7,6 +7,7 @@ import click
 import onestor_lib
 from onestor_lib.frontend import openssh
 from onestor_lib.frontend.commands.cache import cache
+from onestor_lib.frontend.commands.doctor import doctor
 from onestor_lib.frontend.commands.metrics import metrics
 from onestor_lib.frontend.commands.recovery import recovery
 from onestor_lib.frontend.commands.vm import flatten, thin, vm
@@ -19,7 +20,7 @@ def main() -> None:
     openssh.find_agent()
 
 
-for command in (cache, flatten, metrics, recovery, thin, vm):
+for command in (cache, doctor, flatten, metrics, recovery, thin, vm):
     main.add_command(command)
 
 

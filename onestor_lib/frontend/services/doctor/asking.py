@@ -1,0 +1,123 @@
+"""Asking the front-end and all hosts, each in a thread of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent.errors import OnestorError
+from onestor_lib.frontend import arguments, boundary, openssh
+from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.services.fleet import Fleet, Machine
+
+_SCRIPTS = "/var/tmp/one"  # where hosts have the remotes, unless oned.conf says otherwise
+_NEEDED = (  # what oned's probes run there
+    "tm/onestor/monitor_ds",
+    "onestor_lib/__init__.py",
+    "onestor_lib/agent/__init__.py",
+    "onestor_lib/agent/usage.py",
+)
+_AT_ONCE = 64
+
+
+@dataclass
+class Answers:
+    """What all have said; whoever is not in ``facts`` has failed, see ``unreachable``."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skew: dict[str, float] = field(default_factory=dict)  # seconds that a host's clock is ahead
+    unreachable: dict[str, OnestorError] = field(default_factory=dict)
+    # By host and peer: why the one does not get to the other, "" where it does.
+    mesh: dict[str, dict[str, str]] = field(default_factory=dict)
+    no_mesh: dict[str, OnestorError] = field(default_factory=dict)
+    here: dict[str, Any] = field(default_factory=dict)  # the front-end
+
+
+def ask(request: Request, fleet: Fleet) -> Answers:
+    """Ask all at once; raises only what asking this machine does."""
+    answers = Answers()
+    scripts = _scripts()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        mesh = pool.submit(fleet.ask, fleet.machines, lambda each: _reach(fleet, each))
+        facts = pool.submit(fleet.ask, fleet.machines, lambda each: _examine(fleet, each, scripts))
+        own = Machine("", "", "", request.settings)
+        with fleet.hosts(own).local_agent() as here:
+            answers.here = here.call(
+                "host.examine",
+                uri=_uri(own),
+                datastores=_paths(fleet.images),
+                pairs=[],
+                scripts={},
+            )
+        examined, answers.unreachable = facts.result()
+        answers.mesh, answers.no_mesh = mesh.result()
+    for name, (found, skew) in examined.items():
+        answers.facts[name], answers.skew[name] = found, skew
+    return answers
+
+
+def _examine(
+    fleet: Fleet, machine: Machine, scripts: dict[str, str]
+) -> tuple[dict[str, Any], float]:
+    systems, images = _paths(fleet.systems), _paths(fleet.images)
+    with fleet.hosts(machine).agent(machine.name) as agent:
+        begin = time.time()
+        facts = agent.call(
+            "host.examine",
+            uri=_uri(machine),
+            datastores=[*systems, *images],
+            pairs=[[system, image] for system in systems for image in images],
+            scripts=scripts,
+        )
+        end = time.time()
+    clock = float(facts["clock"])
+    return facts, 0.0 if begin <= clock <= end else clock - (end if clock > end else begin)
+
+
+def _reach(fleet: Fleet, machine: Machine) -> dict[str, str]:
+    """Whom a machine gets to, itself included, with the ssh-agent that it is lent."""
+    hosts = fleet.hosts(machine)
+    timeout = machine.settings.seconds("CONNECT_TIMEOUT")
+    options = machine.settings.options("REPLICA_SSH_OPTS")
+    peers = {
+        peer.name: openssh.probe_argv(peer.name, options=options, connect_timeout=timeout)
+        for peer in fleet.machines
+    }
+    with hosts.agent(machine.name, sends=True) as agent:
+        found: dict[str, str] = agent.call("host.reach", peers=peers, timeout=timeout + 1)
+    return found
+
+
+def etc() -> Path:
+    """Where oned.conf is."""
+    location = os.environ.get("ONE_LOCATION")
+    return Path(location, "etc") if location else Path("/etc/one")
+
+
+def _scripts() -> dict[str, str]:
+    """What hosts should have of the remotes: paths there, with digests of what is here."""
+    there, remotes = _SCRIPTS, boundary.remotes_directory()
+    try:
+        text = (etc() / "oned.conf").read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"^\s*SCRIPTS_REMOTE_DIR\s*=\s*\"?([^\"\s#]+)", text, re.MULTILINE):
+            there = match[1]
+    except OSError:
+        pass  # is told elsewhere
+    return {
+        f"{there}/{name}": hashlib.sha256((remotes / name).read_bytes()).hexdigest()
+        for name in _NEEDED
+    }
+
+
+def _paths(datastores: list[Any]) -> list[str]:
+    return [arguments.checked_path(each.text("BASE_PATH")) for each in datastores]
+
+
+def _uri(machine: Machine) -> str:
+    return machine.settings.text("LIBVIRT_URI", r"[A-Za-z0-9+]+:[^\s]*", "a libvirt URI")

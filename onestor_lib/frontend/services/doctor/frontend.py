@@ -1,0 +1,73 @@
+"""Judging this machine: its keys, oned's configuration, its own programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from onestor_lib.agent import process
+from onestor_lib.agent.errors import OnestorError
+from onestor_lib.frontend import boundary, log, registration, state
+from onestor_lib.frontend.services.doctor import asking
+from onestor_lib.frontend.services.doctor.asking import Answers
+from onestor_lib.frontend.services.doctor.findings import Finding, bad, good, warn
+
+HERE = "front-end"
+_QUICK = 3.0  # seconds for a program
+_NO_KEYS = 1  # ssh-add(1): exit status of -l when the agent has none
+_OVERDUE = 600.0  # seconds since the last pass of recovery copies
+
+
+def judge(answers: Answers, *, asks_for_copies: bool) -> Iterator[Finding]:
+    """The findings about the front-end; ``asks_for_copies``: a disk does."""
+    yield _keys()
+    said = answers.here["qemu_img"]
+    if said["wrong"]:
+        yield bad(HERE, "qemu-img", said["wrong"], "install qemu-utils (Debian) or qemu-img")
+    else:
+        yield good(HERE, "qemu-img", said["is"])
+    for path, facts in answers.here["datastores"].items():
+        if facts["wrong"]:
+            mend = f"chown oneadmin: {path}"
+            yield bad(HERE, "permissions", f"{path}: {facts['wrong']}", mend)
+    yield from _registration()
+    if asks_for_copies:
+        yield _timer()
+
+
+def _keys() -> Finding:
+    """Hosts have no private keys: they are lent our ssh-agent."""
+    mend = "systemctl start opennebula-ssh-agent"
+    try:
+        result = process.run(["ssh-add", "-l"], timeout=_QUICK, step="ssh-add")
+    except OnestorError as error:
+        return bad(HERE, "ssh-agent", error.cause, "install the OpenSSH client")
+    if result.ok:
+        count = len(result.stdout.splitlines())
+        return good(HERE, "ssh-agent", f"has {count} key{'s' if count > 1 else ''}")
+    if result.status == _NO_KEYS:
+        return bad(HERE, "ssh-agent", "has no key", "as oneadmin: ssh-add")
+    return bad(HERE, "ssh-agent", result.reason, mend)
+
+
+def _registration() -> Iterator[Finding]:
+    version = log.opennebula_version(boundary.remotes_directory(), unknown=())
+    known = registration.load(asking.etc(), version)
+    found = list(registration.check(asking.etc(), known, "./install.sh --configure"))
+    for each in found:
+        if each.problem:
+            text = f"{each.path}: {each.what}: {each.problem}" if each.what else each.problem
+            yield bad(HERE, each.path.name, text, each.mend)
+    if not any(each.problem for each in found):
+        yield good(HERE, "oned.conf", "onestor is registered, in vmm_execrc, too")
+
+
+def _timer() -> Finding:
+    mend = "systemctl enable --now onestor-recovery.timer"
+    try:
+        age = time.time() - (state.directory() / "recovery.lock").stat().st_mtime
+    except OSError:
+        return bad(HERE, "recovery", "disks ask for copies, and no pass has ever run", mend)
+    if age > _OVERDUE:
+        return warn(HERE, "recovery", f"no pass has run for {age / 60:.0f} min", mend)
+    return good(HERE, "recovery", f"the last pass began {age:.0f} s ago")

@@ -1,0 +1,288 @@
+"""onestor doctor: nothing to say of a healthy cloud, and each planted fault is found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.cluster import Node, wait_until
+from tests.commands.conftest import Desk
+from tests.commands.test_output import expect
+from tests.drivers.conftest import MEDIUM_QCOW2, make_sources, program_before
+from tests.hypervisor import Kvm
+from tests.install_tests.conftest import ONED_CONF
+from tests.testbed import DATASTORES, running_testbed
+
+VERSION = ["virsh", "-c", "qemu:///system", "version"]
+EXECRC = "/etc/one/vmm_exec/vmm_execrc"
+
+
+@pytest.fixture(scope="module")
+def healthy_desk() -> Iterator[Desk]:
+    with running_testbed(hosts=3) as bed:
+        make_sources(bed.frontend)
+        Kvm(bed.frontend, {node.name: node for node in bed.hosts}).start()
+        bed.frontend.run(["mkdir", "-p", "/etc/one/vmm_exec"], user="root")
+        bed.frontend.write("/etc/one/oned.conf", ONED_CONF, owner="root")
+        bed.frontend.write(EXECRC, 'LIVE_DISK_SNAPSHOTS="kvm-ssh"\n', owner="root")
+        bed.frontend.run(["/src/install.sh", "--configure"], user="root")
+        yield Desk(bed)
+
+
+@pytest.fixture
+def desk(healthy_desk: Desk) -> Iterator[Desk]:
+    healthy_desk.bed.clean()
+    healthy_desk.bed.configure('CONNECT_TIMEOUT="2"\n')
+    yield healthy_desk
+    assert healthy_desk.bed.leftovers() == []
+
+
+def found(desk: Desk, *, status: int = 1, **environment: str) -> set[tuple[str, str, str]]:
+    """Level, host and check of all that is not well."""
+    rows = desk.rows("doctor", status=status, **environment)
+    for row in rows:
+        assert bool(row["mend"]) == (row["level"] != "ok"), row
+    return {(row["level"], row["host"], row["check"]) for row in rows if row["level"] != "ok"}
+
+
+def test_a_healthy_cloud(desk: Desk) -> None:
+    assert found(desk, status=0) == set()
+    said = desk.run("doctor")
+    assert said.endswith("0 warnings, 0 errors\n") and "\n" not in said[:-1]
+    checks = {(row["host"], row["check"]) for row in desk.rows("doctor")}
+    for check in ("ssh", "ssh mesh", "clock", "python3", "qemu-img", "libvirt", "qemu", "space"):
+        assert ("host02", check) in checks
+    assert {("host02", "hard links"), ("host02", "reflink"), ("host02", "remotes")} <= checks
+    assert {("front-end", "oned.conf"), ("front-end", "ssh-agent")} <= checks
+
+
+Fault = Callable[[Desk], "AbstractContextManager[None]"]
+Wanted = set[tuple[str, str, str]]
+FAULTS: dict[str, tuple[Fault, Wanted]] = {}
+
+
+def fault(*wanted: tuple[str, str, str]) -> Callable[[Callable[[Desk], Iterator[None]]], None]:
+    """A function that plants a fault and takes it back, and what is to be said of it."""
+
+    def note(plant: Callable[[Desk], Iterator[None]]) -> None:
+        @contextlib.contextmanager
+        def planted(desk: Desk) -> Iterator[None]:
+            work = plant(desk)
+            next(work)
+            try:
+                yield
+            finally:
+                next(work, None)
+
+        FAULTS[plant.__name__] = planted, set(wanted)
+
+    return note
+
+
+@contextlib.contextmanager
+def changed(node: Node, path: str, old: str, new: str) -> Iterator[None]:
+    """A file of a node with other text for a while."""
+    before = node.read(path)
+    assert old.encode() in before
+    node.path(path).write_bytes(before.replace(old.encode(), new.encode()))
+    try:
+        yield
+    finally:
+        node.path(path).write_bytes(before)
+
+
+def names_of(line: str) -> list[str]:
+    return line.partition(" ")[0].split(",")
+
+
+@contextlib.contextmanager
+def wrong_key(node: Node, peer: str) -> Iterator[None]:
+    """The node knows another host's key under the name of ``peer``."""
+    file = "/var/lib/one/.ssh/known_hosts"
+    before = node.read(file).decode()
+    key = next(line for line in before.splitlines() if "fe" in names_of(line)).split(" ", 1)[1]
+    lines = [line for line in before.splitlines() if peer not in names_of(line)]
+    node.path(file).write_text("\n".join([*lines, f"{peer} {key}"]) + "\n")
+    try:
+        yield
+    finally:
+        node.path(file).write_text(before)
+
+
+def template(desk: Desk, **attributes: str) -> None:
+    desk.bed.system.template.update(attributes)
+    desk.bed.cloud.save(desk.bed.system)
+
+
+@fault(("error", "host02", "ssh"))
+def a_host_is_down(desk: Desk) -> Iterator[None]:
+    desk.node("host02").cut()
+    yield
+    desk.node("host02").heal()
+
+
+@fault(("error", "host02", "host key"))
+def the_front_end_knows_another_key(desk: Desk) -> Iterator[None]:
+    with wrong_key(desk.bed.frontend, "host02"):
+        yield
+
+
+@fault(("error", "host01", "ssh mesh"))
+def a_host_knows_another_key_of_a_host(desk: Desk) -> Iterator[None]:
+    with wrong_key(desk.node("host01"), "host03"):
+        yield
+
+
+@fault(("error", "host02", "clock"))
+def a_clock_is_ahead(desk: Desk) -> Iterator[None]:
+    ahead = 'DONT_FAKE_MONOTONIC=1 exec faketime -f +5m /usr/bin/python3 "$@"'
+    with program_before(desk.node("host02"), "python3", ahead):
+        yield
+
+
+@fault(("error", "host02", "python3"))
+def no_python(desk: Desk) -> Iterator[None]:
+    missing = 'echo "sh: 1: python3: not found" >&2; exit 127'
+    with program_before(desk.node("host02"), "python3", missing):
+        yield
+
+
+@fault(("error", "host03", "qemu-img"))
+def no_qemu_img(desk: Desk) -> Iterator[None]:
+    missing = 'echo "qemu-img: not found" >&2; exit 127'
+    with program_before(desk.node("host03"), "qemu-img", missing):
+        yield
+
+
+@fault(("error", "host02", "libvirt"))
+def libvirt_is_down(desk: Desk) -> Iterator[None]:
+    node = desk.node("host02")
+    restart(node, "")
+    yield
+    restart(node)
+
+
+@fault(("error", "host02", "qemu"))
+def qemu_runs_as_another_user(desk: Desk) -> Iterator[None]:
+    node = desk.node("host02")
+    with changed(node, "/etc/libvirt/qemu.conf", 'user = "oneadmin"', 'user = "libvirt-qemu"'):
+        restart(node)
+        yield
+    restart(node)
+
+
+def restart(node: Node, program: str = "/usr/sbin/libvirtd") -> None:
+    """End the node's libvirtd, and start it again."""
+    node.run(["pkill", "-KILL", "-F", "/run/libvirtd.pid"], user="root", check=False)
+    node.run(["rm", "-f", "/run/libvirtd.pid"], user="root")
+    wait_until(lambda: node.run(VERSION, check=False).returncode != 0, "libvirtd is gone")
+    if program:
+        node.run([program, "-d", "-p", "/run/libvirtd.pid"], user="root")
+        wait_until(lambda: node.run(VERSION, check=False).returncode == 0, "libvirtd answers")
+
+
+@fault(("error", "host01", "space"))
+def no_space(desk: Desk) -> Iterator[None]:
+    node = desk.node("host01")
+    node.mount_datastores(64)
+    node.run(["sh", "-c", f"mkdir {DATASTORES}/9; dd if=/dev/zero of={DATASTORES}/9/x bs=1M"],
+             check=False)  # fmt: skip
+    yield
+    node.unmount_datastores()
+
+
+@fault(("warning", "host01", "hard links"))
+def datastores_on_two_file_systems(desk: Desk) -> Iterator[None]:
+    node, path = desk.node("host01"), f"{DATASTORES}/102"
+    node.run(["mkdir", "-p", path])
+    node.run(["mount", "-t", "tmpfs", "-o", "mode=777", "tmpfs", path], user="root")
+    yield
+    node.run(["umount", path], user="root")
+
+
+@fault(("error", "host01", "permissions"))
+def a_datastore_that_cannot_be_written_to(desk: Desk) -> Iterator[None]:
+    node, path = desk.node("host01"), f"{DATASTORES}/101"
+    node.run(["mkdir", "-p", path])
+    node.run(["chmod", "555", path])
+    yield
+    node.run(["chmod", "755", path])
+
+
+@fault(("error", "front-end", "oned.conf"))
+def the_driver_is_not_registered(desk: Desk) -> Iterator[None]:
+    with changed(desk.bed.frontend, "/etc/one/oned.conf", "ceph,onestor", "ceph"):
+        yield
+
+
+@fault(("error", "front-end", "vmm_execrc"))
+def live_snapshots_are_not_registered(desk: Desk) -> Iterator[None]:
+    with changed(desk.bed.frontend, EXECRC, "kvm-onestor", "kvm-other"):
+        yield
+
+
+@fault(("error", "host03", "remotes"))
+def a_host_was_not_synchronised(desk: Desk) -> Iterator[None]:
+    file = "/var/tmp/one/onestor_lib/agent/usage.py"
+    with changed(desk.node("host03"), file, "import os", "import os  # older"):
+        yield
+
+
+@fault(("warning", "datastore 102", "replica"), ("error", "host99", "ssh"))
+def a_replica_that_oned_does_not_know(desk: Desk) -> Iterator[None]:
+    template(desk, REPLICA_HOST="host99")
+    yield
+
+
+@fault(("warning", "datastore 102", "replica"))
+def every_host_is_a_replica(desk: Desk) -> Iterator[None]:
+    template(desk, REPLICA_HOST="host01 host02 host03")
+    yield
+
+
+@fault(("error", "datastore 102", "attributes"))
+def an_attribute_that_does_not_parse(desk: Desk) -> Iterator[None]:
+    template(desk, REPLICA_MAX_USED_PERC="many")
+    yield
+
+
+@fault(("warning", "host02", "apparmor"))
+def apparmor_without_a_rule(desk: Desk) -> Iterator[None]:
+    confined = '/usr/bin/virsh "$@"; echo "<secmodel><model>apparmor</model></secmodel>"'
+    with program_before(desk.node("host02"), "virsh", confined):
+        yield
+
+
+@fault(("error", "front-end", "recovery"))
+def nobody_runs_the_passes(desk: Desk) -> Iterator[None]:
+    vm = desk.bed.vm(desk.bed.image(MEDIUM_QCOW2))
+    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "60"
+    desk.bed.cloud.save(vm)
+    yield
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault(desk: Desk, name: str) -> None:
+    plant, wanted = FAULTS[name]
+    with plant(desk):
+        status = int(any(level == "error" for level, _, _ in wanted))
+        assert found(desk, status=status) == wanted
+
+
+def test_no_agent_no_oned(desk: Desk) -> None:
+    assert ("error", "front-end", "ssh-agent") in found(desk, SSH_AUTH_SOCK="/nosuch")
+    url = "http://127.0.0.1:1/RPC2"
+    assert found(desk, ONE_XMLRPC=url) == {("error", "front-end", "oned")}
+
+
+def test_how_it_looks(desk: Desk) -> None:
+    template(desk, REPLICA_MAX_USED_PERC="many", REPLICA_HOST="host03 host02 host01")
+    with changed(desk.bed.frontend, EXECRC, "kvm-onestor", "kvm-other"):
+        for width in (80, 120):
+            expect(f"doctor-{width}", desk.screen(width, "doctor"))
+        expect("doctor-piped", desk.run("doctor", status=1))
+        assert "\x1b" not in desk.screen(120, "doctor", NO_COLOR="1")
+        assert "\x1b[31m" in desk.screen(120, "doctor")
