@@ -230,6 +230,13 @@ def prepare_frontend(frontend: Node, version: str) -> None:
     frontend.run(["mkdir", "-p", STATE])
 
 
+def register(frontend: Node, oned_conf: str, execrc: str) -> None:
+    """Have OpenNebula's configuration files, with onestor registered in them."""
+    for name, text in (("oned.conf", oned_conf), ("vmm_exec/vmm_execrc", execrc)):
+        frontend.write(f"/etc/one/{name}", text, owner="root")
+    frontend.run(["/src/install.sh", "--configure"], user="root")
+
+
 @contextlib.contextmanager
 def oned_server(frontend: Node) -> Iterator[NodeProcess]:
     """The XML-RPC API on the front-end."""

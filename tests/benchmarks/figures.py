@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from onestor_lib.agent import client
 from onestor_lib.agent.client import AgentClient, ProcessStream
 from onestor_lib.frontend import bundle
-from tests.benchmarks import cloning, importing, moving, recovery, snapshots, warming
+from tests.benchmarks import cloning, commands, importing, moving, recovery, snapshots
 from tests.benchmarks.measure import Figure, against, within
 from tests.cluster import Node
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
@@ -142,7 +142,8 @@ BENCHMARKS: dict[str, Callable[[Testbed], Iterator[Figure]]] = {
     "snapshot-cold": snapshots.snapshot_cold,
     "snapshot-live": snapshots.snapshot_live,
     "recovery-pass": recovery.recovery_pass,
-    "cache-warm": warming.cache_warm,
+    "cache-warm": commands.cache_warm,
+    "doctor": commands.doctor,
     "cp-local": importing.cp_local,
     "cp-xz": importing.cp_xz,
     "stat": importing.stat,

@@ -13,8 +13,8 @@ from tests.commands.conftest import Desk
 from tests.commands.test_output import expect
 from tests.drivers.conftest import MEDIUM_QCOW2, make_sources, program_before
 from tests.hypervisor import Kvm
-from tests.install_tests.conftest import ONED_CONF
-from tests.testbed import DATASTORES, running_testbed
+from tests.install_tests.test_configure import STOCK
+from tests.testbed import DATASTORES, register, running_testbed
 
 VERSION = ["virsh", "-c", "qemu:///system", "version"]
 EXECRC = "/etc/one/vmm_exec/vmm_execrc"
@@ -25,10 +25,7 @@ def healthy_desk() -> Iterator[Desk]:
     with running_testbed(hosts=3) as bed:
         make_sources(bed.frontend)
         Kvm(bed.frontend, {node.name: node for node in bed.hosts}).start()
-        bed.frontend.run(["mkdir", "-p", "/etc/one/vmm_exec"], user="root")
-        bed.frontend.write("/etc/one/oned.conf", ONED_CONF, owner="root")
-        bed.frontend.write(EXECRC, 'LIVE_DISK_SNAPSHOTS="kvm-ssh"\n', owner="root")
-        bed.frontend.run(["/src/install.sh", "--configure"], user="root")
+        register(bed.frontend, *STOCK["6.10"])
         yield Desk(bed)
 
 
@@ -214,7 +211,7 @@ def a_datastore_that_cannot_be_written_to(desk: Desk) -> Iterator[None]:
 
 @fault(("error", "front-end", "oned.conf"))
 def the_driver_is_not_registered(desk: Desk) -> Iterator[None]:
-    with changed(desk.bed.frontend, "/etc/one/oned.conf", "ceph,onestor", "ceph"):
+    with changed(desk.bed.frontend, "/etc/one/oned.conf", ",onestor", ""):
         yield
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.drivers.conftest import QCOW2, make_sources
+from tests.install_tests.test_configure import STOCK
 from tests.oned import objects
-from tests.testbed import Testbed, running_testbed
+from tests.testbed import STATE, Testbed, register, running_testbed
 
 IMAGE, VM = 5, 7  # their ids in all pages
 
@@ -17,6 +18,9 @@ IMAGE, VM = 5, 7  # their ids in all pages
 def running_bed() -> Iterator[Testbed]:
     with running_testbed(hosts=3) as bed:
         make_sources(bed.frontend)
+        register(bed.frontend, *STOCK["6.10"])
+        # oned writes there, too.
+        bed.frontend.run(["chown", "oneadmin:", f"{STATE}/datastore"], user="root")
         yield bed
 
 

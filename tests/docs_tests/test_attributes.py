@@ -16,7 +16,7 @@ FILES = (("`onestorrc`", TM_ATTRIBUTES), ("`onestor.conf`", DATASTORE_ATTRIBUTES
 # Places that the tables of config.py do not know of.
 MORE_PLACES = {"QCOW2_OPTIONS": {"environment", "`/etc/one/tmrc`"}}
 # What templates have by OpenNebula's own doing.
-OPENNEBULAS = {"CONTEXT", "DISK", "SIZE"}
+OPENNEBULAS = {"CONTEXT", "DISK", "SHARED", "SIZE"}
 
 
 def rows() -> dict[str, list[str]]:

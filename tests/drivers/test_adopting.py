@@ -13,7 +13,7 @@ from tests.install_tests.test_configure import STOCK
 from tests.oned import objects
 from tests.oned.life import Life
 from tests.oned.objects import Datastore, Disk, Snapshots, Vm
-from tests.testbed import DATASTORES, REMOTES, STATE, Testbed
+from tests.testbed import DATASTORES, REMOTES, STATE, Testbed, register
 
 pytestmark = pytest.mark.cluster
 
@@ -92,10 +92,7 @@ def add_snapshot(site: Site, vm: Vm, disk: int) -> None:
 @pytest.fixture
 def site(bed: Testbed) -> Iterator[Site]:
     cloud, frontend = bed.cloud, bed.frontend
-    files = dict(zip(("oned.conf", "vmm_exec/vmm_execrc"), STOCK["6.10"]))
-    for name, text in files.items():
-        frontend.write(f"/etc/one/{name}", text, owner="root")
-    frontend.run(["/src/install.sh", "--configure"], user="root")
+    register(frontend, *STOCK["6.10"])
     # What the ssh driver does for a disk of its own: the line of the directory does it all.
     frontend.write(f"{REMOTES}/tm/ssh/mv", "#!/bin/sh\nexit 0\n", mode=0o755)
     # oned writes there, too.

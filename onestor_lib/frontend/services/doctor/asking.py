@@ -44,7 +44,7 @@ def ask(request: Request, fleet: Fleet) -> Answers:
     answers = Answers()
     scripts = _scripts()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        mesh = pool.submit(fleet.ask, fleet.machines, lambda each: _reach(fleet, each))
+        mesh = pool.submit(fleet.ask, fleet.machines, lambda each: _get_to(fleet, each))
         facts = pool.submit(fleet.ask, fleet.machines, lambda each: _examine(fleet, each, scripts))
         own = Machine("", "", "", request.settings)
         with fleet.hosts(own).local_agent() as here:
@@ -80,7 +80,7 @@ def _examine(
     return facts, 0.0 if begin <= clock <= end else clock - (end if clock > end else begin)
 
 
-def _reach(fleet: Fleet, machine: Machine) -> dict[str, str]:
+def _get_to(fleet: Fleet, machine: Machine) -> dict[str, str]:
     """Whom a machine gets to, itself included, with the ssh-agent that it is lent."""
     hosts = fleet.hosts(machine)
     timeout = machine.settings.seconds("CONNECT_TIMEOUT")

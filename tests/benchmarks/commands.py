@@ -1,11 +1,12 @@
-"""Bringing one image into the caches of many hosts."""
+"""What people wait for: filling the caches of many hosts, and the doctor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tests.benchmarks.cloning import make_image
-from tests.benchmarks.measure import Figure, against
+from tests.benchmarks.measure import Figure, against, within
+from tests.hypervisor import Kvm
 from tests.testbed import AGENT, Testbed, running_testbed
 
 _HOSTS, _LINK, _SIZE = 8, 100, 32  # Mbit/s of each machine's link, MB of the image
@@ -40,3 +41,15 @@ def cache_warm(narrow: Testbed) -> Iterator[Figure]:
             reset=chill,
             runs=3,
         )
+
+
+def doctor(narrow: Testbed) -> Iterator[Figure]:
+    """`onestor doctor` for five hosts, each of which is asked to get to each."""
+    with running_testbed(hosts=5) as bed:
+        Kvm(bed.frontend, {node.name: node for node in bed.hosts}).start()
+
+        def examine() -> None:
+            done = bed.frontend.run(["onestor", "doctor", "--all"], env=AGENT, check=False)
+            assert done.stdout.count("gets to 5 of 5 hosts") == 5, done.stdout
+
+        yield within("doctor", examine, 5.0)
