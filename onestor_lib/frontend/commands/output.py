@@ -52,6 +52,7 @@ def table(
 
     The last column is folded to the width of the terminal. ``levels`` are the rows' colours.
     """
+    rows = [[_printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles) - 1)]
     begin = sum(widths) + len(_GAP) * len(widths)
     found = [_line(titles, titles, widths, right)]
@@ -61,6 +62,11 @@ def table(
         found.append(coloured(text, levels[number]) if levels else text)
         found += [" " * begin + each for each in more]
     return "\n".join(found)
+
+
+def _printable(text: str) -> str:
+    """Names are what users and hosts have made of them: none may command the terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _line(
