@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from onestor_lib.agent.errors import InvalidInput, NotAllowed, OnestorError
@@ -60,18 +60,18 @@ def warm(
     cold = [machine for machine in machines if here.get(machine.name) is False]
     outcome: dict[str, dict[str, Any]] = {
         **{name: {"result": "hit", "error": ""} for name, had in here.items() if had},
-        **{name: {"result": "failed", "error": str(error)} for name, error in unreachable.items()},
+        **{name: _failed(error) for name, error in unreachable.items()},
     }
     near = _holders(fleet, path, facts["version"], exclude=cold)
-    threads = []
-    for chain in _chains(cold):
-        work = _Chain(fleet, image, facts, chain, near, progress)
-        threads.append((work, threading.Thread(target=work.run, daemon=True)))
-        threads[-1][1].start()
-    for work, thread in threads:
-        thread.join()
-        outcome.update(work.outcome)
+    chains = [_Chain(fleet, image, facts, chain, near, progress) for chain in _chains(cold)]
+    with ThreadPoolExecutor(max(1, len(chains))) as pool:
+        for found in pool.map(_Chain.run, chains):
+            outcome.update(found)
     return [{"host": machine.name, **outcome[machine.name]} for machine in machines]
+
+
+def _failed(error: OnestorError) -> dict[str, Any]:
+    return {"result": "failed", "error": str(error)}
 
 
 def _chains(machines: list[Machine]) -> list[list[Machine]]:
@@ -122,20 +122,26 @@ class _Chain:
         self._begin = time.monotonic()
         self.outcome: dict[str, dict[str, Any]] = {}
 
-    def run(self) -> None:
-        """Fill from the last one on: it has the one before it filled, and so on."""
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Fill from the last one on: it has the one before it filled, and so on. The outcome."""
         last, size = self._machines[-1].name, int(self._facts["version"]["size"])
         self._progress(last, 0, size)
-        with _origin(self._hosts, self._fleet, self._image) as self._origin:
-            for number in reversed(range(len(self._machines))):
-                name = self._machines[number].name
-                if name in self.outcome:
-                    continue
-                try:
-                    self._fill(number)
-                except OnestorError as error:
-                    self.outcome[name] = {"result": "failed", "error": str(error)}
+        try:
+            with _origin(self._hosts, self._fleet, self._image) as self._origin:
+                for number in reversed(range(len(self._machines))):
+                    self._attempt(number)
+        except OnestorError as error:
+            for machine in self._machines:
+                self.outcome.setdefault(machine.name, _failed(error))
         self._progress(last, size, size)
+        return self.outcome
+
+    def _attempt(self, number: int) -> None:
+        name = self._machines[number].name
+        try:
+            self._fill(number)
+        except OnestorError as error:
+            self.outcome[name] = _failed(error)
 
     def _fill(self, number: int) -> None:
         machine = self._machines[number]
