@@ -246,6 +246,12 @@ def an_attribute_that_does_not_parse(desk: Desk) -> Iterator[None]:
     yield
 
 
+@fault(("error", "datastores", "attributes"))
+def a_replica_that_is_no_host(desk: Desk) -> Iterator[None]:
+    template(desk, REPLICA_HOST="-oProxyCommand=x")
+    yield
+
+
 @fault(("warning", "host02", "apparmor"))
 def apparmor_without_a_rule(desk: Desk) -> Iterator[None]:
     confined = '/usr/bin/virsh "$@"; echo "<secmodel><model>apparmor</model></secmodel>"'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent.errors import InvalidInput, OnestorError
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import recovery
 from onestor_lib.frontend.services.doctor import asking, datastores, frontend, hosts
@@ -16,6 +16,8 @@ def run(request: Request) -> list[Finding]:
     """All findings, the worst first."""
     try:
         fleet = Fleet(request)
+    except InvalidInput as error:
+        return [bad("datastores", "attributes", str(error), "onedatastore update")]
     except OnestorError as error:
         mend = "systemctl status opennebula, and look at ~oneadmin/.one/one_auth"
         return [bad(frontend.HERE, "oned", str(error), mend)]
