@@ -26,6 +26,8 @@ def test_what_actions_count(desk: Desk) -> None:
     (sent,) = [value for key, value in found.items() if "sent_bytes" in key and "host01" in key]
     assert 2 << 20 < sent < 4 << 20
     assert found['onestor_saved_bytes_total{host="host01"}'] >= 2 << 20
+    (again,) = desk.rows("metrics")
+    assert again['onestor_actions_total{action="clone",outcome="ok"}'] == 2
     for name in {key.partition("{")[0] for key in found}:
         assert f"# TYPE {name} " in text and f"# HELP {name} " in text
 

@@ -52,10 +52,11 @@ def test_flatten_and_thin(desk: Desk, vm: Vm) -> None:
     assert names(node, vm) == {"disk.0"}
     assert "backing" not in node.run(["qemu-img", "info", disk]).stdout
     assert content(node, disk, "qcow2") == before
-    assert "already" in desk.run("flatten", str(vm.id), "0")
+    (row,) = desk.rows("flatten", str(vm.id), "0")
+    assert not row["done"] and row["disk"] == "disk.0" and row["bytes"] >= MB
     write(node, disk, "qcow2", 9, "6M")
     before = content(node, disk, "qcow2")
-    assert "lies on image" in desk.run("thin", str(vm.id), "0")
+    assert "lies on its image now" in desk.run("thin", str(vm.id), "0")
     assert names(node, vm) == {"disk.0", "disk.0.base"}
     assert content(node, disk, "qcow2") == before
     source = desk.bed.cloud.images[vm.disks[0].image_id or 0].source

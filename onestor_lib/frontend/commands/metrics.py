@@ -8,25 +8,28 @@ import click
 
 from onestor_lib.agent import publish
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.commands import running
+from onestor_lib.frontend.commands import output, running
 
 
 @click.command()
 @click.option(
     "--output",
+    "file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write them to this file, whole at any time, as node_exporter's textfile collector asks.",
 )
-def metrics(output: Path | None) -> None:
+@output.json_option
+def metrics(file: Path | None, as_json: bool) -> None:
     """Show figures in the text format of Prometheus."""
 
     def work(request: Request) -> str | None:
-        from onestor_lib.frontend.services import metrics as figures
+        from onestor_lib.frontend.services import metrics as service
 
-        text = figures.text(request)
-        if output is None:
+        figures = service.figures(request)
+        text = output.lines([figures]) if as_json else service.text(figures)
+        if file is None:
             return text
-        publish.write_file(output, f"{text}\n".encode())
+        publish.write_file(file, f"{text}\n".encode())
         return None
 
     running.run("metrics", work)

@@ -22,12 +22,13 @@ def recovery() -> None:
 
 
 @recovery.command("run")
-def run() -> None:
+@output.json_option
+def run(as_json: bool) -> None:
     """Make the copies that are due; a timer runs this every minute."""
-    running.run("recovery", _run)
+    running.run("recovery", lambda request: _run(request, as_json))
 
 
-def _run(request: Request) -> str | None:
+def _run(request: Request, as_json: bool) -> str | None:
     from onestor_lib.frontend.services.recovery_pass import Pass
 
     directory = state.directory()
@@ -43,9 +44,10 @@ def _run(request: Request) -> str | None:
     for what, count in done.items():
         request.log.tally.add("recovery_copies_total", count, outcome=what)
     counts = ", ".join(f"{count} {what}" for what, count in done.items())
+    seconds = time.monotonic() - begin
     if any(done.values()):
-        request.log.info(f"{counts}, {time.monotonic() - begin:.1f} s")
-    return None
+        request.log.info(f"{counts}, {seconds:.1f} s")
+    return output.lines([{**done, "seconds": round(seconds, 3)}]) if as_json else None
 
 
 @recovery.command("list")
@@ -66,13 +68,18 @@ def show(as_json: bool) -> None:
 
 @recovery.command("drop")
 @click.argument("vm", type=click.IntRange(0))
-def drop(vm: int) -> None:
+@output.json_option
+def drop(vm: int, as_json: bool) -> None:
     """Remove all copies of a VM; the next pass makes new ones unless the attribute is gone."""
 
     def work(request: Request) -> str:
         from onestor_lib.frontend.services import overview
 
-        return overview.drop(request, vm)
+        removed = overview.drop(request, vm)
+        if as_json:
+            return output.lines([{"vm": vm, "removed": removed}])
+        where = f"removed from {', '.join(removed)}" if removed else "there were none"
+        return f"recovery copies of VM {vm}: {where}"
 
     running.run("recovery", work)
 

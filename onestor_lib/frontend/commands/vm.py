@@ -43,13 +43,15 @@ def show(vm_id: int, as_json: bool) -> None:
 @click.command()
 @click.argument("vm_id", metavar="VM", type=click.IntRange(0))
 @click.argument("disk", type=click.IntRange(0))
-def flatten(vm_id: int, disk: int) -> None:
+@output.json_option
+def flatten(vm_id: int, disk: int, as_json: bool) -> None:
     """Make a disk one complete file, which needs no base; the VM is powered off."""
 
     def work(request: Request) -> str:
         from onestor_lib.frontend.services.reshaping import Disks
 
-        return Disks(request, vm_id, "flatten disk").flatten(disk)
+        row = Disks(request, vm_id, "flatten disk").flatten(disk)
+        return output.lines([row]) if as_json else _told(row, "is a file of its own")
 
     running.run("flatten", work)
 
@@ -57,7 +59,8 @@ def flatten(vm_id: int, disk: int) -> None:
 @click.command()
 @click.argument("vm_id", metavar="VM", type=click.IntRange(0))
 @click.argument("disk", type=click.IntRange(0))
-def thin(vm_id: int, disk: int) -> None:
+@output.json_option
+def thin(vm_id: int, disk: int, as_json: bool) -> None:
     """Make a disk an overlay on its image's base again; the VM is powered off.
 
     A live migration leaves disks complete, for one.
@@ -66,9 +69,15 @@ def thin(vm_id: int, disk: int) -> None:
     def work(request: Request) -> str:
         from onestor_lib.frontend.services.reshaping import Disks
 
-        return Disks(request, vm_id, "make disk thin").thin(disk)
+        row = Disks(request, vm_id, "make disk thin").thin(disk)
+        return output.lines([row]) if as_json else _told(row, "lies on its image")
 
     running.run("thin", work)
+
+
+def _told(row: dict[str, Any], what: str) -> str:
+    now = "now" if row["done"] else "already"
+    return f"VM {row['vm']} {row['disk']} {what} {now}, {output.megabytes(row['bytes'])}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -25,14 +25,19 @@ _KNOWN = (
 )
 
 
-def text(request: Request) -> str:
-    """All figures; raises what asking oned does."""
+def figures(request: Request) -> dict[str, float]:
+    """All figures by name and labels; raises what asking oned does."""
     series = tally.totals()
     for row in overview.rows(request):
         labels = {"vm": str(row["vm"]), "disk": row["disk"]}
         for name in ("age", "lag"):
             if row[name] is not None:
                 series[tally.series(f"recovery_{name}_seconds", **labels)] = row[name]
+    return series
+
+
+def text(series: dict[str, float]) -> str:
+    """The same as Prometheus reads it."""
     lines = []
     for name, kind, meaning in _KNOWN:
         full = tally.PREFIX + name

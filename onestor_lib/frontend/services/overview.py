@@ -83,8 +83,8 @@ def _row(
     }
 
 
-def drop(request: Request, vm_id: int) -> str:
-    """Remove all copies of a VM from all replicas; what was done, in words.
+def drop(request: Request, vm_id: int) -> list[str]:
+    """Remove all copies of a VM from all replicas; from which there were any.
 
     Raises :class:`OnestorError` at the end when one of them does not answer.
     """
@@ -96,8 +96,7 @@ def drop(request: Request, vm_id: int) -> str:
                     done.append(replica)
         except OnestorError as error:
             failed.append(str(error))
-    where = f"removed from {', '.join(done)}" if done else "there were none"
     if failed:
-        cause = f"VM {vm_id}: {where}; {'; '.join(failed)}"
-        raise OnestorError("remove recovery copies", cause)
-    return f"recovery copies of VM {vm_id}: {where}"
+        where = f"removed from {', '.join(done)}" if done else "removed from none"
+        raise OnestorError("remove recovery copies", f"{where}; {'; '.join(failed)}")
+    return done

@@ -61,8 +61,8 @@ class Disks:
             for facts in found
         ]
 
-    def flatten(self, disk_id: int) -> str:
-        """Make a disk one complete file; what was done, in words."""
+    def flatten(self, disk_id: int) -> Row:
+        """Make a disk one complete file; whether that was to be ``done``, and its ``bytes`` now."""
         target, disk = self._require_off(disk_id)
         settings, _ = vms.settings_of(self._request.settings, self._client, target, disk=disk)
         hosts = Hosts(settings, self._log)
@@ -77,10 +77,10 @@ class Disks:
                 lock_timeout=settings.seconds("BLOCK_JOB_TIMEOUT"),
                 bulk=hosts.bulk_priority(),
             )
-        return self._told(target, done, "is a file of its own")
+        return self._row(target, done)
 
-    def thin(self, disk_id: int) -> str:
-        """Make a disk an overlay on its image again; what was done, in words."""
+    def thin(self, disk_id: int) -> Row:
+        """Make a disk an overlay on its image again; the answer is as that of flatten."""
         target, disk = self._require_off(disk_id)
         image = self._image_of(disk)
         datastore_id = int(image.text("DATASTORE_ID"))
@@ -112,7 +112,7 @@ class Disks:
                     lock_timeout=settings.seconds("BLOCK_JOB_TIMEOUT"),
                     bulk=hosts.bulk_priority(),
                 )
-        return self._told(target, done, f"lies on image {disk.image_id}")
+        return self._row(target, done)
 
     def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Before the disk is replaced: the VM must not have been started meanwhile."""
@@ -138,9 +138,9 @@ class Disks:
             raise InvalidInput(self._kind, "a persistent disk is a file of its own")
         return self._client.image(int(disk.image_id))
 
-    def _told(self, target: arguments.VmPath, done: dict[str, Any], what: str) -> str:
-        now = "now" if done["done"] else "already"
-        return f"VM {self._id} {target.name} {what} {now}, {int(done['bytes']) / 2**20:.0f} MB"
+    def _row(self, target: arguments.VmPath, done: dict[str, Any]) -> Row:
+        bytes_now = int(done["bytes"])
+        return {"vm": self._id, "disk": target.name, "done": bool(done["done"]), "bytes": bytes_now}
 
 
 def _format(disk: xml.Element) -> str:
