@@ -155,7 +155,9 @@ def small_tree(source: Path) -> None:
     (library / "__init__.py").write_text('"""Small."""\n\n__version__ = "0.0.1"\n')
     (library / "agent" / "__init__.py").write_text("")
     (library / "frontend" / "__init__.py").write_text("")
-    for name in ("agent/bootstrap.py", "agent/crashpoints.py", "frontend/bundle.py"):
+    # What packaging/ itself needs of the library.
+    needed = ("agent/bootstrap.py", "agent/crashpoints.py", "frontend/bundle.py")
+    for name in (*needed, "frontend/registration.py"):
         shutil.copy(ROOT / "onestor_lib" / name, library / name)
     (library / "agent" / "locks.py").write_text("HELD = 1\n")
     for name in ("tm/onestor/clone", "tm/onestor/monitor_ds", "datastore/onestor/cp"):
@@ -211,9 +213,15 @@ def new_front_end(fill: Callable[[Path], None]) -> Iterator[FrontEnd]:
     shutil.rmtree(base)
 
 
-@pytest.fixture(params=trees())
+# For tests of what is in the tree. What install.sh does with it shows with a small one in a tenth
+# of the time, and each test on a cluster installs the real one.
+in_both_trees = pytest.mark.parametrize("front_end", trees(), indirect=True)
+
+
+@pytest.fixture
 def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
-    with new_front_end(small_tree if request.param == "small" else real_tree) as site:
+    tree = getattr(request, "param", "small")
+    with new_front_end(small_tree if tree == "small" else real_tree) as site:
         yield site
 
 

@@ -8,11 +8,12 @@ import subprocess
 
 import pytest
 
-from tests.install_tests.conftest import USER, FrontEnd
+from tests.install_tests.conftest import USER, FrontEnd, in_both_trees
 
 COMMAND, UNITS = "command/onestor", ("onestor-recovery.service", "onestor-recovery.timer")
 
 
+@in_both_trees
 def test_it_is_there_and_goes_again(front_end: FrontEnd) -> None:
     (front_end.base / "units").mkdir()
     front_end.run()
@@ -31,6 +32,7 @@ def test_it_is_there_and_goes_again(front_end: FrontEnd) -> None:
     assert not command.exists() and not service.exists() and not timer.exists()
 
 
+@in_both_trees
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 def test_root_runs_nothing_that_the_drivers_user_can_change(front_end: FrontEnd) -> None:
     front_end.run()

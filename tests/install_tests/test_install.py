@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.install_tests.conftest import PYTHON, ROOT, SCRIPT, USER, FrontEnd, script
+from tests.install_tests.conftest import PYTHON, ROOT, SCRIPT, USER, FrontEnd, in_both_trees, script
 
 CLONE = "tm/onestor/clone"
 MONITOR = "tm/onestor/monitor_ds"
@@ -21,6 +21,7 @@ RC = "etc/tm/onestor/onestorrc"
 OURS = ("tm/onestor", "datastore/onestor", "onestor_lib", "etc/tm/onestor", "etc/datastore/onestor")
 
 
+@in_both_trees
 def test_fresh_install_holds_exactly_the_tree(front_end: FrontEnd) -> None:
     before = front_end.installed()
     out = front_end.run().stdout
@@ -39,6 +40,7 @@ def test_fresh_install_holds_exactly_the_tree(front_end: FrontEnd) -> None:
     ).read_bytes()
 
 
+@in_both_trees
 def test_modes_owners_and_no_links(front_end: FrontEnd) -> None:
     front_end.run()
     entry = pwd.getpwnam(USER)
@@ -52,6 +54,7 @@ def test_modes_owners_and_no_links(front_end: FrontEnd) -> None:
             assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid), path
 
 
+@in_both_trees
 def test_a_second_run_touches_nothing(front_end: FrontEnd) -> None:
     front_end.run()
     before = front_end.state()
@@ -74,6 +77,7 @@ def test_the_callers_umask_and_python_settings_do_not_show(front_end: FrontEnd) 
     assert front_end.state() == before
 
 
+@in_both_trees
 def test_the_bytecode_is_used(front_end: FrontEnd) -> None:
     front_end.run()
     code = "import sys; sys.path.insert(0, sys.argv[1]); import onestor_lib"
@@ -102,6 +106,7 @@ def prebuilt(front_end: FrontEnd) -> str:
     return done.stdout.strip()
 
 
+@in_both_trees
 def test_the_agent_s_code_is_made_once_and_used(front_end: FrontEnd) -> None:
     front_end.run()
     assert prebuilt(front_end) == "True"
@@ -120,6 +125,7 @@ def test_the_agent_s_code_is_made_anew_with_its_modules(front_end: FrontEnd, mod
     assert prebuilt(front_end) == "True"
 
 
+@in_both_trees
 def test_two_front_ends_have_the_same_code(front_end: FrontEnd) -> None:
     """Behind the line with the times of the modules."""
 
@@ -489,6 +495,7 @@ def test_damaged_manifest_is_named(front_end: FrontEnd) -> None:
 # -- uninstall --------------------------------------------------------------------------------
 
 
+@in_both_trees
 def test_uninstall_leaves_what_was_there_before(front_end: FrontEnd) -> None:
     def names() -> set[str]:
         return {str(path) for path in front_end.remotes.rglob("*") if path.name != "datastore"}
@@ -552,6 +559,7 @@ def problems(front_end: FrontEnd, status: int = 1) -> list[str]:
     return bad
 
 
+@in_both_trees
 def test_check_of_a_good_installation(installed: FrontEnd) -> None:
     assert problems(installed, status=0) == []
 

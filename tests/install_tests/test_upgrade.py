@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.install_tests.conftest import ROOT, FrontEnd, script
+from tests.install_tests.conftest import ROOT, FrontEnd, in_both_trees, script
 
 RC = "etc/tm/onestor/onestorrc"
 
@@ -73,6 +73,7 @@ def names_of(front_end: FrontEnd) -> set[str]:
     }
 
 
+@in_both_trees
 def test_an_upgrade_leaves_exactly_what_a_new_installation_does(older: FrontEnd) -> None:
     older.run()
     upgraded, names = names_of(older), older.installed()
@@ -152,6 +153,7 @@ def test_what_a_run_that_was_killed_has_left_goes(older: FrontEnd) -> None:
     assert not leftover.exists()
 
 
+@in_both_trees
 def test_nobody_meets_some_of_each_version(front_end: FrontEnd) -> None:
     """Whoever begins to load the library at any moment of an upgrade finds all of it as one."""
     modules = [f"agent/part{number}.py" for number in range(20)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).replace(".__init__", "")
     for path in (ROOT / "onestor_lib").rglob("*.py")
 )
+COMPILED = tempfile.TemporaryDirectory(prefix="onestor-imports-")
 HEAVY = ("paramiko", "lxml", "click", "cryptography")
 COMMANDS = "onestor_lib.frontend.commands."  # no action loads them
 
@@ -21,9 +24,12 @@ COMMANDS = "onestor_lib.frontend.commands."  # no action loads them
 def loaded(names: list[str], *options: str, python: str = sys.executable) -> set[str]:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     code += "".join(f"import {name}\n" for name in names) + "print(*sorted(sys.modules))"
+    # Compiled once for all of them, and not beside the sources.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run(
-        [python, "-B", *options, "-c", code], capture_output=True, text=True, check=False, cwd="/"
-    )
+        [python, "-X", f"pycache_prefix={COMPILED.name}", *options, "-c", code],
+        capture_output=True, text=True, check=False, cwd="/", env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
