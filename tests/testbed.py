@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -142,9 +143,9 @@ class Testbed:
         self.configure()
         self.configure(file="datastore/onestor/onestor.conf")
         for node in self.cluster.nodes:
-            argv = ["find", DATASTORES, "-mindepth", "1", "-delete"]
-            node.run(argv, user="root")
-            node.run(["rm", "-f", "/var/tmp/onestor-crashed-at"], user="root")
+            for path in node.path(DATASTORES).iterdir():
+                _remove(path)
+            node.path("/var/tmp/onestor-crashed-at").unlink(missing_ok=True)
         for vm in list(self.cloud.vms.values()):
             self.cloud.delete(vm)
         for image in list(self.cloud.images.values()):
@@ -154,7 +155,7 @@ class Testbed:
             thing.template, thing.images = dict(template), []
             self.cloud.save(thing)
         self.frontend.write(LOG, "")
-        self.frontend.run(["rm", "-rf", NOTES])
+        _remove(self.frontend.path(NOTES))
 
     def crashed_at(self) -> list[str]:
         """The crash points at which processes have died, on any machine."""
@@ -197,6 +198,14 @@ class Testbed:
                 if any("onestor_bootstrap" in word for word in argv)
             ]
         return found
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or directory, with no process of the node's: this is done before each test."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

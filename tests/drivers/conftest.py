@@ -31,6 +31,20 @@ RAW, QCOW2, SMALL, BIG = (
 MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
 
 
+EVERYWHERE = "CRASH_EVERYWHERE" in os.environ
+
+
+def points(action: str, elsewhere: str) -> list[str]:
+    """Where to kill an action that passes much of what another one, killed everywhere, does.
+
+    At each point that is its own, and at every third of the others; with CRASH_EVERYWHERE in the
+    environment at all of them, which takes some minutes more.
+    """
+    shared = set() if EVERYWHERE else set(crashpoints.names(elsewhere))
+    names = crashpoints.names(action)
+    return [name for number, name in enumerate(names) if name not in shared or number % 3 == 0]
+
+
 @pytest.fixture(scope="session")
 def running_bed() -> Iterator[Testbed]:
     with running_testbed(hosts=3) as bed:

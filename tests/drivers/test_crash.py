@@ -12,10 +12,12 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
+    EVERYWHERE,
     QCOW2,
     RAW,
     cached_names,
     digest,
+    points,
     same_content,
     unfinished,
     vm_files,
@@ -65,7 +67,7 @@ ON_THE_WAY = [
     point
     for point in crashpoints.names("tm.clone thin")
     if point.startswith(("room.", "fill.", "send.", "receive."))
-]
+][:: 1 if EVERYWHERE else 2]
 
 
 def assert_repeat_cleans_up(bed: Testbed, vm: Vm) -> None:
@@ -77,7 +79,7 @@ def assert_repeat_cleans_up(bed: Testbed, vm: Vm) -> None:
     assert unfinished(bed) == []
 
 
-@pytest.mark.parametrize("point", crashpoints.names("tm.clone"))
+@pytest.mark.parametrize("point", points("tm.clone", "tm.clone thin"))
 def test_A3_A6_B13_clone_after_a_crash(bed: Testbed, point: str) -> None:
     image = bed.image(RAW)
     vm = bed.vm(image)
@@ -141,7 +143,7 @@ def test_A3_A6_clone_by_way_of_the_replica_after_a_crash(bed: Testbed, point: st
 # What comes before is the same for every disk.
 IN_PLACE = [
     point
-    for point in crashpoints.names("tm.clone")
+    for point in points("tm.clone", "tm.clone thin")
     if point.startswith(("place.", "publish.", "frontend."))
 ]
 
@@ -190,7 +192,7 @@ def test_B13_clone_that_evicts_after_a_crash(bed: Testbed, point: str) -> None:
     assert digest(host, bed.disk_path(again)) == digest(bed.frontend, RAW)
 
 
-@pytest.mark.parametrize("point", crashpoints.names("tm.ln"))
+@pytest.mark.parametrize("point", points("tm.ln", "tm.clone thin"))
 def test_A3_A6_ln_after_a_crash(bed: Testbed, point: str) -> None:
     vm = bed.vm(persistent_image(bed))
     crash(bed, point)

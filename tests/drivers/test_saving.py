@@ -17,6 +17,7 @@ from tests.drivers.conftest import (
     bridged,
     content,
     digest,
+    points,
     program_before,
     vm_files,
     write,
@@ -397,7 +398,7 @@ def test_E13_a_snapshot_that_is_not_there(bed: Testbed) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("point", crashpoints.names("tm.cpds"))
+@pytest.mark.parametrize("point", points("tm.cpds", "tm.mvds"))
 def test_E4_E13_cpds_after_a_crash(bed: Testbed, point: str) -> None:
     vm = running(bed, bed.image(MEDIUM_QCOW2))
     host, disk = bed.hosts[0], bed.disk_path(vm)
