@@ -56,6 +56,7 @@ Description=Recovery copies of the disks of VMs, every minute (onestor)
 [Timer]
 OnBootSec=2min
 OnUnitInactiveSec=1min
+AccuracySec=5s
 
 [Install]
 WantedBy=timers.target

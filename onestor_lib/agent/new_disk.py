@@ -109,6 +109,9 @@ class NewDisk:
                 self._base = _take_base(cached, self._disk, self._stack)
             else:
                 self._base = self._fetch_base(base)
+            # A host has sent it: it must not lead the new one to any other file.
+            if chain.backing_name(self._base.path, "qcow2", step="recover disk"):
+                raise TransferFailed("recover disk", "its base is no complete image")
         _fetch(self._call, self._file, copy["size"], item="recovered")
         crashpoints.reach("place.recovered")
         path, image_format = self._file.path, self._shape.image_format

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from onestor_lib.agent import publish
 
 RECORD, DIGESTS = "record", "digests"
+_LOCK = re.compile(r"\.disk\.[0-9]+\.lock")
 _NAME = re.compile(r"(?P<disk>disk\.[0-9]+)\.(?P<point>[0-9]{13})")
 
 
@@ -73,6 +74,14 @@ def of_vm(directory: Path) -> list[Copy]:
             if match := _NAME.fullmatch(each.name):
                 found.append(Copy(each, match["disk"], int(match["point"])))
     return sorted(found, key=lambda copy: -copy.point)
+
+
+def is_bare(directory: Path) -> bool:
+    """Whether a VM's directory has nothing but locks of ours."""
+    try:
+        return all(_LOCK.fullmatch(each.name) for each in directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def newest(directory: Path, disk: str) -> Copy | None:

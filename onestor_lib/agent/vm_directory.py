@@ -182,7 +182,7 @@ def remove_disk(disk: Path) -> bool:
     """
     there = False
     remove_outgoing(disk)
-    for path in (snapshots_path(disk), record_path(disk)):
+    for path in (snapshots_path(disk), record_path(disk), recovery_note(disk)):
         there |= publish.remove(path)
     crashpoints.reach("delete.disk")
     there |= publish.remove(disk)

@@ -19,6 +19,7 @@ from onestor_lib.agent.errors import InvalidInput, Missing, OnedUnavailable
 from onestor_lib.frontend import xml as documents
 
 TIMEOUT = 30.0  # seconds; $ONE_XMLRPC_TIMEOUT overrides it, as for OpenNebula's tools
+_NOT_LEADING = ("1", "2")  # candidate, follower: states of Raft as OpenNebula numbers them
 _NO_EXISTS = 0x0400
 _FAILURES = (
     OSError,
@@ -61,6 +62,17 @@ class Client:
     def datastores(self) -> documents.Element:
         """All datastores, of every kind."""
         return self._ask("one.datastorepool.info", "the datastores")
+
+    def leads(self) -> bool:
+        """Whether this oned decides: it is alone, or the leader of several (HA).
+
+        One that cannot say so is alone.
+        """
+        try:
+            state = self._ask("one.zone.raftstatus", "its state").text("STATE")
+        except (Missing, OnedUnavailable):
+            return True
+        return state not in _NOT_LEADING
 
     def images(self) -> documents.Element:
         """All images of everybody."""

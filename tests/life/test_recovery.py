@@ -25,6 +25,7 @@ from tests.life.recovering import (
 )
 from tests.oned import objects
 from tests.oned.objects import Vm
+from tests.testbed import STATE as ONED
 
 MB = 1 << 20
 
@@ -146,6 +147,27 @@ def test_G14_G17_the_switch(world: World, vm: Vm, replica: Node) -> None:
     (warning,) = [line for line in warnings(world.bed) if f"VM {other.id} " in line]
     assert "has no REPLICA_HOST" in warning
     assert run(world) == ""
+
+
+def test_only_the_front_end_that_leads_makes_copies(world: World, vm: Vm, replica: Node) -> None:
+    """Others may know less of VMs than there is, and would remove copies of those."""
+    run(world)
+    world.bed.frontend.write(f"{ONED}/raft", "2\n", owner="root")
+    try:
+        assert "another front-end leads" in run(world)
+    finally:
+        world.bed.frontend.path(f"{ONED}/raft").unlink()
+    assert "1 copied" in run(world)
+
+
+def test_copies_of_other_drivers_are_not_touched(world: World, replica: Node) -> None:
+    """The ssh driver keeps its own in the same directory, under the ids of VMs."""
+    replica.run(["mkdir", "-p", f"{ROOT}/77/disk.0.snap", f"{ROOT}/78"])
+    replica.write(f"{ROOT}/77/disk.0.snap/base", "somebody's only copy")
+    replica.write(f"{ROOT}/78/.disk.0.lock", "")
+    run(world)
+    assert replica.read(f"{ROOT}/77/disk.0.snap/base") == b"somebody's only copy"
+    assert not replica.exists(f"{ROOT}/78")
 
 
 def test_a_disk_that_is_not_written_to_costs_nothing(world: World, vm: Vm, replica: Node) -> None:

@@ -282,6 +282,25 @@ def test_no_replica_answers_at_a_recreate(world: World, vm: Vm, replica: Node) -
     assert world.count(world.two, world.disk(vm)).highest == kept
 
 
+def test_one_of_two_replicas_does_not_answer_at_a_recreate(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """The copy may be there. And a datastore that names other replicas forgets none."""
+    run(world)
+    kept = moment(world, vm)
+    use_replicas(world, "host02")
+    world.kvm.shutdown(vm, "host01")
+    for reply in world.bed.oned.recover_recreate(vm):
+        good(reply)
+    replica.cut()
+    reply = world.bed.oned.instantiate(vm, "host01", world.bed.system)
+    assert not reply.success and "host03" in reply.error
+    replica.heal()
+    run(world)
+    good(world.bed.oned.retry_prolog(vm))
+    assert world.count(world.one, world.disk(vm)).highest == kept
+
+
 def test_a_base_that_the_cache_has_not_is_brought(world: World, vm: Vm, replica: Node) -> None:
     """To the replica with the first copy, and back from there."""
     world.bed.configure('CACHE_ENABLE="NO"\n')

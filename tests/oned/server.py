@@ -96,6 +96,8 @@ class State:
     def _method(self, method: str) -> Callable[[list[Any]], str | int] | None:
         if method == "one.system.version":
             return lambda arguments: self._read("version")
+        if method == "one.zone.raftstatus":
+            return lambda arguments: self._raft()
         if method in ("one.vmpool.info", "one.vmpool.infoextended"):
             return self._vm_pool
         if method == "one.datastore.update":
@@ -106,6 +108,11 @@ class State:
             if method == f"one.{kind}pool.info":
                 return lambda arguments: pool(kind, (member.xml for member in self._members(kind)))
         return None
+
+    def _raft(self) -> str:
+        """The state of this server: alone, unless the file "raft" says otherwise."""
+        state = self._read("raft") if (self.root / "raft").exists() else "0"
+        return f"<RAFT><SERVER_ID>-1</SERVER_ID><STATE>{state}</STATE><TERM>0</TERM></RAFT>"
 
     def _object(self, kind: str, number: int) -> str:
         return (self.root / kind / f"{number}.xml").read_text(encoding="utf-8")

@@ -39,6 +39,7 @@ OPERATIONS = {
     "recovery.describe": "recovery:describe",
     "recovery.renew": "recovery:renew",
     "recovery.forget": "recovery:forget",
+    "recovery.tidy": "recovery:tidy",
     "recovery.hold": "recovery:hold",
     "directory.layouts": "layouts:describe",
     "directory.examine": "directory:examine",

@@ -37,6 +37,7 @@ from onestor_lib.agent.errors import (
 from onestor_lib.agent.server import Call
 
 _STEP = "make the recovery copy"
+_LOOKS = 5  # for a copy that is being replaced
 
 
 def look(call: Call, *, uri: str) -> dict[str, dict[str, list[int]]]:
@@ -197,7 +198,11 @@ def fetch(
 
 
 def copies(call: Call, *, root: str) -> list[dict[str, Any]]:
-    """All copies that are kept here, the youngest of each disk."""
+    """All copies that are kept here, the youngest of each disk.
+
+    And the directories of VMs that have nothing but what we put beside copies (no ``disk``):
+    others keep files of their own here, too, by the same names of VMs.
+    """
     found = []
     with contextlib.suppress(FileNotFoundError):
         for directory in sorted(Path(root).iterdir()):
@@ -205,17 +210,26 @@ def copies(call: Call, *, root: str) -> list[dict[str, Any]]:
                 continue
             disks = {copy.disk for copy in recovery.of_vm(directory)}
             for disk in sorted(disks):
-                if copy := recovery.newest(directory, disk):
-                    found.append(_described(int(directory.name), copy))
-            if not disks:
+                if described := _newest(int(directory.name), directory, disk):
+                    found.append(described)
+            if not disks and recovery.is_bare(directory):
                 found.append({"vm": int(directory.name), "disk": ""})
     return found
 
 
 def describe(call: Call, *, root: str, vm: int, disk: str) -> dict[str, Any] | None:
     """The youngest copy of one disk."""
-    copy = recovery.newest(_directory(root, vm, disk), disk)
-    return _described(vm, copy) if copy else None
+    return _newest(vm, _directory(root, vm, disk), disk)
+
+
+def tidy(call: Call, *, root: str, vm: int) -> None:
+    """Remove a VM's directory that has no copies; one with anything else in it stays."""
+    directory = _directory(root, vm, "disk.0")
+    if recovery.is_bare(directory):
+        with contextlib.suppress(OSError):
+            for each in list(directory.iterdir()):
+                each.unlink()
+            directory.rmdir()
 
 
 def renew(call: Call, *, root: str, disks: list[list[Any]]) -> list[list[Any]]:
@@ -255,10 +269,16 @@ def forget(call: Call, *, root: str, vm: int, disk: str = "") -> dict[str, bool]
     return {"removed": removed}
 
 
-def hold(call: Call, *, root: str, vm: int, disk: str, point: int) -> dict[str, Any]:
-    """Keep a copy that is about to be sent by another name, until the end of the connection."""
+def hold(call: Call, *, root: str, vm: int, disk: str) -> dict[str, Any]:
+    """Keep the youngest copy, which is about to be sent, by another name until the connection ends.
+
+    Returns its ``path``, that of its base, and what :func:`describe` says of it.
+    """
     directory = _directory(root, vm, disk)
-    copy = recovery.new(directory, disk, point)
+    copy = recovery.newest(directory, disk)
+    described = _newest(vm, directory, disk)
+    if copy is None or described is None or described["point"] != copy.point:
+        raise TransferFailed("keep the copy", "it was replaced meanwhile", path=str(directory))
     try:
         publish.sweep(directory)
         temporary: publish.Temporary = call.keep(publish.Temporary(directory / disk))
@@ -269,7 +289,7 @@ def hold(call: Call, *, root: str, vm: int, disk: str, point: int) -> dict[str, 
             base: publish.Temporary = call.keep(publish.Temporary(directory / copy.base.name))
             base.become_link(copy.base)
             held["base_path"] = str(base.path)
-        return held
+        return {**held, "copy": described}
     except OSError as error:
         raise from_os_error("keep the copy", error, path=str(copy.file)) from error
 
@@ -357,11 +377,19 @@ def _drop(directory: Path, disk: str, *, but: int = 0) -> bool:
     return removed
 
 
-def _described(vm: int, copy: recovery.Copy) -> dict[str, Any]:
-    return {
-        "vm": vm, "disk": copy.disk, "point": copy.point, "record": copy.record(),
-        "size": copy.file.stat().st_size, "allocated": copy.file.stat().st_blocks * 512,
-    }  # fmt: skip
+def _newest(vm: int, directory: Path, disk: str) -> dict[str, Any] | None:
+    """The youngest copy, described; one that is replaced meanwhile is looked for again."""
+    for _ in range(_LOOKS):
+        copy = recovery.newest(directory, disk)
+        if copy is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            facts = copy.file.stat()
+            return {
+                "vm": vm, "disk": copy.disk, "point": copy.point, "record": copy.record(),
+                "size": facts.st_size, "allocated": facts.st_blocks * 512,
+            }  # fmt: skip
+    return None
 
 
 def _directory(root: str, vm: int, disk: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onestor_lib.frontend import state
+from onestor_lib.frontend import oned, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.commands import output, running
 
@@ -31,6 +31,9 @@ def run(as_json: bool) -> None:
 def _run(request: Request, as_json: bool) -> str | None:
     from onestor_lib.frontend.services.recovery_pass import Pass
 
+    if not oned.Client().leads():
+        request.log.info("another front-end leads: it makes the copies")
+        return None
     directory = state.directory()
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     with (directory / "recovery.lock").open("w", encoding="ascii") as lock:

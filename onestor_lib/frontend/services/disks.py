@@ -59,7 +59,9 @@ class Placement:
             origin = stack.enter_context(Origin(hosts, self.source, bridge_hosts))
             facts = origin.describe(disk.image_format, snapshots=persistent)
             version = facts["version"] if disk.image_id else None
-            copy = stack.enter_context(recovered.held(hosts, vm, self.target, disk, version))
+            copy = stack.enter_context(
+                recovered.held(hosts, self.oned, vm, self.target, disk, version)
+            )
             supply = Supply(
                 hosts,
                 self.oned,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import HostUnreachable, OnestorError
-from onestor_lib.frontend import xml
+from onestor_lib.frontend import oned, xml
 from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.services import recovery, tombstones, transfer, vms
 from onestor_lib.frontend.services.hosts import Hosts
@@ -67,6 +67,7 @@ class Recovered:
 @contextlib.contextmanager
 def held(
     hosts: Hosts,
+    client: oned.Client,
     vm: xml.Element,
     target: VmPath,
     disk: vms.Disk,
@@ -75,15 +76,19 @@ def held(
     """The youngest copy of the disk on any replica, for the block; None when there is none.
 
     ``version`` is that of the disk's image now, None where there is no image. Raises
-    :class:`HostUnreachable` when no replica can be asked: a disk made from the image would lack
-    what the guest has written, and nobody would notice.
+    :class:`HostUnreachable` when none is found and not every replica can be asked: a disk made from
+    the image would lack what the guest has written, and nobody would notice.
     """
     if disk.template is None or not recovery.asks(disk.template) or not is_recreated(vm):
         yield None
         return
-    found = _copies(hosts, target)
+    found, failed = _copies(hosts, client, target)
     usable = [each for each in found if _is_of(each.copy, disk, version)]
     name = f"VM {target.vm_id} {target.name}"
+    if failed and not usable:
+        raise HostUnreachable(_STEP, "; ".join(failed), path=target.path)
+    for failure in failed:
+        hosts.log.warn(f"{failure}; it may have a younger recovery copy")
     if not usable:
         why = "of another image, or another version of it" if found else ""
         lack = f"the recovery copy is {why}" if why else "there is no recovery copy"
@@ -97,13 +102,15 @@ def held(
             root=recovery.root(hosts.settings),
             vm=target.vm_id,
             disk=target.name,
-            point=youngest.point,
         )
-        age = time.time() - youngest.point / 1000
+        copy = kept["copy"]
+        if not _is_of(copy, disk, version):
+            raise OnestorError(_STEP, "the copy was replaced by another disk's", path=target.path)
+        age = time.time() - int(copy["point"]) / 1000
         hosts.log.info(
             f"{name} comes from the recovery copy on {youngest.replica}, {age:.0f} s old"
         )
-        yield Recovered(agent, kept, youngest.copy)
+        yield Recovered(agent, kept, copy)
 
 
 class _Found(NamedTuple):
@@ -114,27 +121,26 @@ class _Found(NamedTuple):
     copy: dict[str, Any]
 
 
-def _copies(hosts: Hosts, target: VmPath) -> list[_Found]:
-    """The youngest copy of the disk on each replica; raises if none of them answers."""
+def _copies(hosts: Hosts, client: oned.Client, target: VmPath) -> tuple[list[_Found], list[str]]:
+    """The youngest copy of the disk on each replica, and why others do not answer.
+
+    All replicas count, not only those of the datastore where the VM is now: its host has died, and
+    so it may have come from another cluster.
+    """
     root, doomed = recovery.root(hosts.settings), tombstones.of_copies()
-    found, failed, answered = [], [], 0
-    for replica in recovery.replicas_of(hosts.settings):
+    found, failed = [], []
+    for replica in recovery.all_replicas(client, hosts.settings):
         if {(replica, target.vm_id, ""), (replica, target.vm_id, target.name)} & doomed:
             continue  # of an earlier disk of this name
         try:
             with hosts.agent(replica) as agent:
                 copy = agent.call("recovery.describe", root=root, vm=target.vm_id, disk=target.name)
-            answered += 1
         except OnestorError as error:
             failed.append(str(error))
             continue
         if copy:
             found.append(_Found(int(copy["point"]), replica, copy))
-    if failed and not answered:
-        raise HostUnreachable(_STEP, "; ".join(failed), path=target.path)
-    for failure in failed:
-        hosts.log.warn(f"{failure}; it may have a younger recovery copy")
-    return found
+    return found, failed
 
 
 def _is_of(copy: dict[str, Any], disk: vms.Disk, version: dict[str, int] | None) -> bool:

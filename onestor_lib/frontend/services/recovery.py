@@ -56,6 +56,7 @@ class Cloud:
             datastore.text("ID"): datastore
             for datastore in self.client.datastores().all("DATASTORE")
             if datastore.text("TYPE") == _SYSTEM_DATASTORE
+            and datastore.text("TM_MAD") == _DRIVER  # other drivers' replicas are none of ours
         }
 
     def settings_of(self, datastore: xml.Element) -> Settings:
@@ -76,14 +77,15 @@ class Cloud:
                 for replica in replicas_of(settings):
                     found.setdefault(replica, settings)
         for replica in state.replicas():
-            found.setdefault(arguments.host(replica), self._request.settings)
+            with contextlib.suppress(OnestorError):
+                found.setdefault(arguments.host(replica), self._request.settings)
         return found
 
     def wanted(self) -> Iterator[Wanted]:
         """Every disk that asks for copies and can be copied now."""
         for vm in self.vms.values():
             record = "HISTORY_RECORDS/HISTORY[last()]"
-            if (vm.text("STATE"), vm.text("LCM_STATE")) != (vms.ACTIVE, vms.RUNNING):
+            if not can_be_copied(vm, vm.text(f"{record}/HOSTNAME")):
                 continue
             system = self.systems.get(vm.text(f"{record}/DS_ID"))
             if system is None or vm.text(f"{record}/TM_MAD") != _DRIVER:
@@ -110,7 +112,7 @@ class Cloud:
         except OnestorError as error:
             self._request.log.warn(f"VM {vm_id} {name} gets no recovery copies: {error}")
 
-    def still_asks(self, vm_id: int, disk: str, replica: str, record: dict[str, Any]) -> bool:
+    def still_asks(self, vm_id: int, disk: str, record: dict[str, Any]) -> bool:
         """Whether a copy on a replica may still be of use, whatever state its VM is in."""
         vm = self.vms.get(vm_id)
         if vm is None:
@@ -121,7 +123,8 @@ class Cloud:
             if vm.text("STATE") == vms.DONE:
                 return False
         system = self.systems.get(vm.text("HISTORY_RECORDS/HISTORY[last()]/DS_ID"))
-        if system is not None and replica not in replicas_of(self.settings_of(system)):
+        # Switched off; a datastore with other replicas gets its own copies first, see the pass.
+        if system is not None and not replicas_of(self.settings_of(system)):
             return False
         for each in vm.all("TEMPLATE/DISK"):
             if f"disk.{each.text('DISK_ID')}" == disk:
@@ -144,6 +147,23 @@ def frequency_of(disk: xml.Element) -> int:
 def replicas_of(settings: Settings) -> tuple[str, ...]:
     """The hosts in REPLICA_HOST; raises :class:`InvalidInput`."""
     return tuple(arguments.host(word) for word in dict.fromkeys(settings.words("REPLICA_HOST")))
+
+
+def can_be_copied(vm: xml.Element, host: str) -> bool:
+    """Whether a VM runs on ``host``, and nothing else is done with it."""
+    there = vm.text("HISTORY_RECORDS/HISTORY[last()]/HOSTNAME")
+    running = (vm.text("STATE"), vm.text("LCM_STATE")) == (vms.ACTIVE, vms.RUNNING)
+    return running and there == host
+
+
+def all_replicas(client: oned.Client, settings: Settings) -> list[str]:
+    """All hosts that may have copies, those that ``settings`` name first."""
+    names = list(replicas_of(settings))
+    for datastore in client.datastores().all("DATASTORE"):
+        if datastore.text("TYPE") == _SYSTEM_DATASTORE and datastore.text("TM_MAD") == _DRIVER:
+            names += datastore.text("TEMPLATE/REPLICA_HOST").replace(",", " ").split()
+    names += state.replicas()
+    return [arguments.host(name) for name in dict.fromkeys(names)]
 
 
 def usable(settings: Settings, host: str) -> tuple[tuple[str, ...], str]:

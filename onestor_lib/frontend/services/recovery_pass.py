@@ -17,9 +17,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
-from onestor_lib.agent.errors import LockTimeout, OnestorError
+from onestor_lib.agent.errors import InvalidInput, LockTimeout, OnestorError
 from onestor_lib.agent.space import MB
-from onestor_lib.frontend import qcow2_options, state
+from onestor_lib.frontend import oned, qcow2_options, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
@@ -32,6 +32,8 @@ _TO_ONE_REPLICA = 4
 _THREADS = 32  # hosts and replicas that are asked at once
 _LOOK = 10.0  # seconds for their answers
 _AGAIN = 10.0  # seconds until a pass that is still at work looks for disks that have become due
+_NONSENSE = "what it says is no answer"
+_OVERHEAD = 64 * MB  # of a qcow2 file, beside an eighth of the disk's size
 _AHEAD = 60.0  # seconds that a copy may be from the future: the clock was set back meanwhile
 
 
@@ -89,7 +91,10 @@ class Pass:
                 self._begin(self._talking, ("tombstones",), tombstones.sweep, request)
                 self._plan()
                 while not self._finish(time.monotonic() + _AGAIN):
-                    self._plan()
+                    try:
+                        self._plan()
+                    except OnestorError as error:  # oned restarts, for one: what is at work goes on
+                        self._log.warn(f"no look for other disks: {error}")
             finally:
                 for lane in self._lanes.values():
                     lane.shutdown(wait=True, cancel_futures=True)
@@ -114,7 +119,8 @@ class Pass:
         while time.monotonic() < deadline:
             with self._changing:
                 for name in [name for name, work in self._at_work.items() if work.done()]:
-                    self._at_work.pop(name).result()
+                    if error := self._at_work.pop(name).exception():
+                        self._log.warn(f"{' '.join(map(str, name))}: {error!r}")
                 left = list(self._at_work.values())
             if not left:
                 return True
@@ -128,13 +134,16 @@ class Pass:
         self._clean(cloud, known)
         unchanged: dict[str, list[Wanted]] = {}
         for wanted in known.wanted.values():
-            if not wanted.replicas or wanted.key in self._at_work:
+            if not wanted.replicas or wanted.key in self._at_work or wanted.key in self._told:
                 continue
             found = known.youngest(wanted)
             if found and -_AHEAD < now - int(found[1]["point"]) / 1000 < wanted.frequency:
                 continue
             activity = known.activity(wanted)
-            if wanted.place.host in known.failed:
+            silent = [known.failed[name] for name in wanted.replicas if name in known.failed]
+            if len(silent) == len(wanted.replicas):  # nobody to have a copy, or to know of one
+                self._failed(wanted, "; ".join(silent))
+            elif wanted.place.host in known.failed:
                 self._failed(wanted, known.failed[wanted.place.host])
             elif found and activity and found[1]["record"].get("activity") == activity:
                 unchanged.setdefault(found[0], []).append(wanted)
@@ -166,6 +175,8 @@ class Pass:
         doomed = tombstones.of_copies()
         for (what, host), work in begun.items():
             found = work.result() if work and work.done() else f"no answer for {_LOOK:.0f} s"
+            if what == "written" and work and not work.done():
+                continue  # libvirt is slow: then it counts as written to
             if isinstance(found, str):
                 known.failed[host] = found if host in found else f"{host}: {found}"
             elif what == "written":
@@ -180,29 +191,52 @@ class Pass:
     def _copies_on(self, replica: str, settings: Settings) -> list[dict[str, Any]] | str:
         """What a replica has, or why it does not say so."""
         try:
-            return recovery.copies_on(replica, settings, self._own_log())
+            found = recovery.copies_on(replica, settings, self._own_log())
+            for each in found:
+                int(each["vm"]), str(each["disk"])
+                if each["disk"]:
+                    int(each["point"]), each["record"].get("image")
+            return found
         except OnestorError as error:
             return str(error)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return _NONSENSE
 
     def _written_on(self, host: str, wanted: Wanted) -> dict[str, dict[str, list[int]]] | str:
         """What the domains on a host have written, or why it does not say so."""
         try:
             uri = domains.of(wanted.vm, wanted.settings)["uri"]
             with self._hosts(wanted.settings).agent(host) as agent:
-                found: dict[str, dict[str, list[int]]] = agent.call("recovery.look", uri=uri)
-            return found
+                found = agent.call("recovery.look", uri=uri)
+            return {
+                str(domain): {
+                    str(path): [int(each) for each in counters] for path, counters in disks.items()
+                }
+                for domain, disks in found.items()
+            }
         except OnestorError as error:
             return str(error)
+        except (AttributeError, TypeError, ValueError):
+            return _NONSENSE
 
     def _clean(self, cloud: Cloud, known: Known) -> None:
         """Let replicas forget what is no use to anybody."""
-        busy = {name[0] for name in self._at_work}
+        with self._changing:
+            busy = {name[0] for name in self._at_work}
+        asking = {vm_id for vm_id, _ in known.wanted}
+        youngest: dict[tuple[int, str], int] = {}
+        for (_, vm_id, disk), copied in known.copies.items():
+            if disk:
+                point = int(copied["point"])
+                youngest[vm_id, disk] = max(point, youngest.get((vm_id, disk), 0))
         useless: dict[str, list[tuple[int, str]]] = {}
         for (replica, vm_id, disk), copied in known.copies.items():
-            if vm_id in busy:
+            if vm_id in busy or (not disk and vm_id in asking):
                 continue  # its directory may be empty because the first copy is on its way
             try:
-                if not disk or not cloud.still_asks(vm_id, disk, replica, copied["record"]):
+                # An older copy than another replica's must not be taken for the state of the disk.
+                is_older = bool(disk) and int(copied["point"]) < youngest[vm_id, disk]
+                if is_older or not disk or not cloud.still_asks(vm_id, disk, copied["record"]):
                     useless.setdefault(replica, []).append((vm_id, disk))
             except OnestorError as error:
                 self._log.warn(f"recovery copy of VM {vm_id} {disk} on {replica} is kept: {error}")
@@ -222,6 +256,9 @@ class Pass:
             with self._hosts(settings).agent(replica) as agent:
                 for vm_id, disk in disks:
                     root = recovery.root(settings)
+                    if not disk:
+                        agent.call("recovery.tidy", root=root, vm=vm_id)
+                        continue
                     agent.call("recovery.forget", root=root, vm=vm_id, disk=disk)
                     self._log.info(f"recovery copy of VM {vm_id} {disk} on {replica} removed")
         except OnestorError as error:
@@ -265,9 +302,11 @@ class Pass:
             self._failed(wanted, str(error))
 
     def _copy_to_first(self, wanted: Wanted, replicas: list[str], activity: list[Any]) -> None:
-        begin = time.monotonic()
+        begin, since = time.monotonic(), time.time()
         vm_id, disk = wanted.key
         settings, hosts = wanted.settings, self._hosts(wanted.settings)
+        if not recovery.can_be_copied(oned.Client().vm(vm_id), wanted.place.host):
+            return  # it was waiting for its turn: the VM is moved, saved or backed up by now
         with hosts.agent(wanted.place.host) as host:
             is_qcow2 = wanted.disk.image_format == "qcow2"
             made = host.call(
@@ -282,10 +321,11 @@ class Pass:
                 bulk=hosts.bulk_priority(),
             )
             point = int(time.time() * 1000)
+            _require_size(wanted, int(made["size"]))
             failures = []
             for replica in replicas:
                 try:
-                    received = self._fetch(hosts, wanted, replica, made, point, activity)
+                    received = self._fetch(hosts, wanted, replica, made, point, since, activity)
                     break
                 except OnestorError as error:
                     failures.append(str(error))
@@ -309,6 +349,7 @@ class Pass:
         replica: str,
         made: dict[str, Any],
         point: int,
+        since: float,
         activity: list[Any],
     ) -> int:
         vm_id, disk = wanted.key
@@ -336,8 +377,10 @@ class Pass:
                 lock_timeout=settings.seconds("BLOCK_JOB_TIMEOUT"),
                 bulk=hosts.bulk_priority(),
             )
+            # The older ones are gone by now; so is this one, if the disk is not wanted any more.
+            if not tombstones.drop_copies(replica, root, vm_id, disk, before=since):
+                agent.call("recovery.forget", root=root, vm=vm_id, disk=disk)
         self._log.tally.sent(wanted.place.host, replica, int(done["received"]))
-        tombstones.drop_copies(replica, root, vm_id, disk)  # the older ones are gone by now
         return int(done["received"])
 
     def _failed(self, wanted: Wanted, cause: str) -> None:
@@ -369,3 +412,12 @@ class Pass:
             yield
         finally:
             turn.release()
+
+
+def _require_size(wanted: Wanted, size: int) -> None:
+    """Raise :class:`InvalidInput` for a copy that is larger than its disk can be."""
+    template = wanted.disk.template
+    told = int(template.text("SIZE", "0")) * MB if template else 0
+    if told and size > told + told // 8 + _OVERHEAD:
+        cause = f"it has {size} bytes, the disk {told}"
+        raise InvalidInput("make the recovery copy", cause, host=wanted.place.host)

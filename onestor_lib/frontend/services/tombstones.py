@@ -6,6 +6,7 @@ when it is back (known failure G1). The same for what a replica keeps (G2).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -51,18 +52,27 @@ def for_copies(replica: str, root: str, vm_id: int, disk: str) -> None:
     state.write(_name_of_copies(replica, root, vm_id, disk), {**facts, "at": time.time()})
 
 
-def drop_copies(replica: str, root: str, vm_id: int, disk: str) -> None:
-    """Forget that note: those copies are gone."""
-    state.remove(_name_of_copies(replica, root, vm_id, disk))
+def drop_copies(replica: str, root: str, vm_id: int, disk: str, *, before: float) -> bool:
+    """Forget that note, if it is older than ``before`` (time.time()): those copies are gone.
+
+    False when there is a younger one: what was copied since is of a disk that is not wanted.
+    """
+    name = _name_of_copies(replica, root, vm_id, disk)
+    for known, facts in state.every(_KIND):
+        if known == name and float(facts.get("at", 0)) >= before:
+            return False
+    state.remove(name)
+    return True
 
 
 def of_copies() -> set[tuple[str, int, str]]:
     """The copies that have to go, and must not be used: replica, VM and disk."""
-    return {
-        (str(facts["host"]), int(facts["vm"]), str(facts["disk"]))
-        for _, facts in state.every(_KIND)
-        if facts.get("what") == COPIES
-    }
+    found = set()
+    for _, facts in state.every(_KIND):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if facts["what"] == COPIES:
+                found.add((str(facts["host"]), int(facts["vm"]), str(facts["disk"])))
+    return found
 
 
 def sweep(request: Request) -> None:
@@ -78,7 +88,7 @@ def sweep(request: Request) -> None:
         except HostUnreachable as error:
             unreachable.add(host)
             request.log.line("DEBUG", f"{name} stays: {error}")
-        except OnestorError as error:
+        except (OnestorError, KeyError, TypeError, ValueError) as error:
             request.log.warn(f"{name} stays: {error}")
 
 
@@ -92,23 +102,40 @@ def _settle(request: Request, facts: dict[str, Any]) -> bool:
             return True
         place = arguments.vm_path(f"{host}:{path}", vm_id)
         client = oned.Client()
-        # Only now that it can be done at once: the VM may come back there any time.
-        try:
-            vm = client.vm(vm_id)
-        except Missing:
-            vm = None
-        if vm is not None:
-            if vm.text("STATE") in vms.UNPLACED or vm.text("LCM_STATE") in vms.GOING:
-                return False  # it may be placed there the next moment
-            if _is_in_use(vm, place):
-                return True
-            if not place.name and _runs(agent, vm, _settings(request, client, place), place):
-                request.log.warn(f"VM {vm_id} still runs on {host}, which oned had given up")
-                return False
+        settled = _is_settled(request, agent, client, place)
+        if settled is None:
+            return False
+        if settled:
+            return True
         agent.call("disk.delete" if place.name else "directory.delete", path=place.path)
     what = place.name or "directory"
     request.log.info(f"VM {vm_id} {what} on {host}, which was not reachable then, deleted")
     return True
+
+
+def _is_settled(
+    request: Request, agent: AgentClient, client: oned.Client, place: VmPath
+) -> bool | None:
+    """Whether nothing has to go any more; None as long as that cannot be said.
+
+    oned is asked again at the very end: the VM may come back there any time.
+    """
+    for last in (False, True):
+        try:
+            vm = client.vm(place.vm_id)
+        except Missing:
+            return False
+        if vm.text("STATE") in vms.UNPLACED or vm.text("LCM_STATE") in vms.GOING:
+            return None  # it may be placed there the next moment
+        if _is_in_use(vm, place):
+            return True
+        lives = _lives_there(vm, place)
+        if not last and not lives and _runs(agent, vm, _settings(request, client, place), place):
+            request.log.warn(
+                f"VM {place.vm_id} still runs on {place.host}, which oned had given up"
+            )
+            return None
+    return False
 
 
 def _settings(request: Request, client: oned.Client, place: VmPath) -> Settings:
@@ -125,14 +152,17 @@ def _runs(agent: AgentClient, vm: xml.Element, settings: Settings, place: VmPath
     return examined["state"] not in ("", "shut off", "crashed")
 
 
-def _is_in_use(vm: xml.Element, place: VmPath) -> bool:
-    """Whether the VM lives there again, or has a disk of this name again."""
+def _lives_there(vm: xml.Element, place: VmPath) -> bool:
     record = "HISTORY_RECORDS/HISTORY[last()]"
     there = (vm.text(f"{record}/HOSTNAME"), vm.text(f"{record}/DS_ID"))
-    if vm.text("STATE") == vms.DONE or there != (place.host, os.path.basename(place.datastore)):
-        return False
+    same = there == (place.host, os.path.basename(place.datastore))
+    return same and vm.text("STATE") != vms.DONE
+
+
+def _is_in_use(vm: xml.Element, place: VmPath) -> bool:
+    """Whether the VM lives there again, or has a disk of this name again."""
     ids = [disk.text("DISK_ID") for disk in vm.all("TEMPLATE/DISK")]
-    return not place.name or str(place.disk_id) in ids
+    return _lives_there(vm, place) and (not place.name or str(place.disk_id) in ids)
 
 
 def _name_of_copies(replica: str, root: str, vm_id: int, disk: str) -> str:

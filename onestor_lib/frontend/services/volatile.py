@@ -38,7 +38,7 @@ def make(request: Request, *, size: str, image_format: str, place: str, vm: str)
     disk = replace(disk, image_format=kind, grow_to=megabytes * MB)
     recovery.warn_of_no_copies(known, disk, target, settings, request.log)
     sequence = vms.sequence(known)
-    with recovered.held(hosts, known, target, disk, None) as copy:
+    with recovered.held(hosts, client, known, target, disk, None) as copy:
 
         def answer(question: dict[str, Any]) -> dict[str, Any]:
             if copy and question.get("item") in recovered.ITEMS:
