@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 
-from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent.errors import OnedUnavailable, OnestorError
 from onestor_lib.frontend import oned, xml
 from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import recovered, recovery, replicas, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
+
+_TRIES, _PAUSE = 4, 3.0  # seconds: to ask oned what a VM is deleted for
 
 
 def forget(request: Request, target: VmPath) -> None:
@@ -22,7 +24,7 @@ def forget(request: Request, target: VmPath) -> None:
     hosts = Hosts(request.settings, request.log)
     try:
         client = oned.Client()
-        vm = client.vm(target.vm_id)
+        vm = _asked(client, target.vm_id)
         if recovered.is_recreating(vm) or not _asks(vm, target.name):
             return
         settings, _ = vms.settings_of(request.settings, client, target)
@@ -42,6 +44,16 @@ def forget(request: Request, target: VmPath) -> None:
                 tombstones.for_copies(each.host, root, target.vm_id, target.name)
             except OSError as error:
                 request.log.warn(f"that could not be noted: {error}")
+
+
+def _asked(client: oned.Client, vm_id: int) -> xml.Element:
+    """The VM, insistently: an oned that has much to do just now may be recreating it."""
+    for _ in range(_TRIES - 1):
+        try:
+            return client.vm(vm_id)
+        except OnedUnavailable:
+            time.sleep(_PAUSE)
+    return client.vm(vm_id)
 
 
 def _asks(vm: xml.Element, name: str) -> bool:

@@ -87,8 +87,6 @@ class Pass:
         """Do it; how many disks were ``copied``, were ``unchanged``, and have ``failed``."""
         with self._talking:
             try:
-                request = replace(self._request, log=self._own_log())
-                self._begin(self._talking, ("tombstones",), tombstones.sweep, request)
                 self._plan()
                 while not self._finish(time.monotonic() + _AGAIN):
                     try:
@@ -128,6 +126,8 @@ class Pass:
         return False
 
     def _plan(self) -> None:
+        request = replace(self._request, log=self._own_log())
+        self._begin(self._talking, ("tombstones",), tombstones.sweep, request)
         now = time.time()  # before anybody is asked: what is written behind that comes next time
         cloud = Cloud(self._request)
         known = self._look(cloud)
@@ -333,7 +333,8 @@ class Pass:
                 raise OnestorError("keep the recovery copy", "; ".join(failures))
             for failure in failures:
                 self._log.warn(failure)
-            host.call("recovery.note", points={wanted.place.path: point // 1000})
+            with contextlib.suppress(OnestorError):  # the copy is there all the same
+                host.call("recovery.note", points={wanted.place.path: point // 1000})
         state.forget_error(wanted.key)
         with self._changing:
             self.done["copied"] += 1
