@@ -110,7 +110,7 @@ def test_the_disk_goes_last_but_for_its_base(
 
     monkeypatch.setattr(publish, "remove", note)
     vm_directory.remove_disk(tmp_path / "disk.1")
-    assert removed[-2:] == ["disk.1", "disk.1.base"] and len(removed) == 4
+    assert removed[-2:] == ["disk.1", "disk.1.base"] and len(removed) == 5
 
 
 def test_a_directory_disappears_in_one_step(
