@@ -37,12 +37,12 @@ EVERYWHERE = "CRASH_EVERYWHERE" in os.environ
 def points(action: str, elsewhere: str) -> list[str]:
     """Where to kill an action that passes much of what another one, killed everywhere, does.
 
-    At each point that is its own, and at every third of the others; with CRASH_EVERYWHERE in the
+    At each point that is its own, and at every fifth of the others; with CRASH_EVERYWHERE in the
     environment at all of them, which takes some minutes more.
     """
     shared = set() if EVERYWHERE else set(crashpoints.names(elsewhere))
     names = crashpoints.names(action)
-    return [name for number, name in enumerate(names) if name not in shared or number % 3 == 0]
+    return [name for number, name in enumerate(names) if name not in shared or number % 5 == 0]
 
 
 @pytest.fixture(scope="session")
