@@ -67,7 +67,13 @@ class Machine:
         places = ["--remotes", str(self.front_end.remotes), "--etc", str(self.front_end.etc)]
         places += ["--bin", str(base / "command"), "--venv", str(self.front_end.venv)]
         done = subprocess.run(
-            [*argv, str(self.front_end.source / "install.sh"), *places, "--user", "nobody", *args],
+            [
+                *argv,
+                str(self.front_end.source / "install.sh"),
+                *self.front_end.places,
+                *places,
+                *args,
+            ],
             capture_output=True,
             text=True,
             timeout=120,
