@@ -68,7 +68,7 @@ class NewDisk:
         """Make everything that will be published, from the cached image if there is one."""
         shape, temporary = self._shape, self._file.path
         if cached and shape.thin:
-            self._base = _take_base(cached, self._disk, self._stack)
+            self._base = take_base(cached, self._disk, self._stack)
             size = max(shape.grow_to, self._source["virtual_size"])
             backing = vm_directory.base_path(self._disk).name
             qemu_img.create_overlay(
@@ -106,7 +106,7 @@ class NewDisk:
             space.require(self._disk.parent, needed)
         if base:
             if cached and known and known["digest"] == base["digest"]:
-                self._base = _take_base(cached, self._disk, self._stack)
+                self._base = take_base(cached, self._disk, self._stack)
             else:
                 self._base = self._fetch_base(base)
             # A host has sent it: it must not lead the new one to any other file.
@@ -171,13 +171,16 @@ def needed(source: dict[str, Any], shape: Shape, directory: Path, *, is_cached: 
     return int(full + copies + source["snapshots_allocated"])
 
 
-def _take_base(cached: Path, disk: Path, stack: contextlib.ExitStack) -> publish.Temporary:
+def take_base(
+    cached: Path, disk: Path, stack: contextlib.ExitStack, *, check_space: bool = True
+) -> publish.Temporary:
     """The cached image as the base of ``disk``: a hard link, a copy where that is not possible."""
     base = stack.enter_context(publish.Temporary(vm_directory.base_path(disk)))
     if not base.become_link(cached):
-        size = cached.stat().st_size
-        space.require(disk.parent, min(size, cached.stat().st_blocks * 512))
-        _copy_cached(cached, base.path, size)
+        facts = cached.stat()
+        if check_space:
+            space.require(disk.parent, min(facts.st_size, facts.st_blocks * 512))
+        _copy_cached(cached, base.path, facts.st_size)
     return base
 
 

@@ -56,10 +56,6 @@ class Copy(NamedTuple):
             return (self.directory / DIGESTS).read_bytes()
         return b""
 
-    def at(self, point: int) -> Path:
-        """Its name when it shows another moment."""
-        return self.directory.with_name(f"{self.disk}.{point:013d}")
-
 
 def is_disk(name: str) -> bool:
     """Whether ``name`` is that of a VM's disk."""

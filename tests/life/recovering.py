@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from tests.cluster import Node
-from tests.drivers.conftest import CALL_ENVIRONMENT
+from tests.cluster import Node, NodeProcess, wait_until
+from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished
 from tests.life.conftest import World
 from tests.oned.objects import Vm
 from tests.oned.reply import Reply
@@ -74,8 +76,36 @@ def moment(world: World, vm: Vm, node: Node | None = None) -> int:
     return count.highest
 
 
-def recreate(world: World, vm: Vm, host: str = "host02") -> None:
-    """onevm recover --recreate, and its host is gone for good or not."""
+def delete_for_recreate(world: World, vm: Vm) -> None:
+    """What onevm recover --recreate does before the VM is placed anew."""
     for reply in world.bed.oned.recover_recreate(vm):
         good(reply)
+
+
+def assert_nothing_is_left(world: World) -> None:
+    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
+    assert unfinished(world.bed) == []
+
+
+def recreate(world: World, vm: Vm, host: str = "host02") -> None:
+    """onevm recover --recreate, and its host is gone for good or not."""
+    delete_for_recreate(world, vm)
     good(world.bed.oned.instantiate(vm, host, world.bed.system))
+
+
+@contextlib.contextmanager
+def being_fetched(world: World, replica: Node, meanwhile: str) -> Iterator[NodeProcess]:
+    """A pass whose replica has just begun to fetch a copy from host01.
+
+    The agent that the replica starts there does ``meanwhile``, in shell, before it begins.
+    """
+    at_work = f"/var/tmp/reading; {meanwhile}"
+    stuck = f'case "$SSH_CLIENT" in "{replica.address}"*) touch {at_work};; esac\n'
+    world.one.run(["rm", "-f", "/var/tmp/reading"])
+    time.sleep(1.1)
+    with (
+        program_before(world.one, "python3", stuck + 'exec /usr/bin/python3 "$@"'),
+        world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as process,
+    ):
+        wait_until(lambda: world.one.exists("/var/tmp/reading"), "the copy is fetched", 60)
+        yield process

@@ -8,11 +8,12 @@ import pytest
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished, warnings
+from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, warnings
 from tests.life.conftest import SOURCES, World
 from tests.life.recovering import (
     ROOT,
     argv,
+    assert_nothing_is_left,
     copies,
     good,
     listed,
@@ -271,8 +272,7 @@ def test_G10_G19_a_pass_that_is_killed_leaves_a_whole_copy(
     assert kept and all(count.is_one_moment and count.highest >= first for count in kept)
     assert "1 copied" in run(world)
     assert moment(world, vm) > first
-    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
-    assert unfinished(world.bed) == []
+    assert_nothing_is_left(world)
 
 
 def test_G13_a_slow_vm_delays_no_other(world: World, vm: Vm, replica: Node) -> None:

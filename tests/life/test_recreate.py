@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
-from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished, warnings
+from tests.cluster import Node
+from tests.drivers.conftest import unfinished, warnings
 from tests.life.conftest import SOURCES, World
 from tests.life.recovering import (
     ROOT,
-    argv,
+    assert_nothing_is_left,
+    being_fetched,
     copies,
+    delete_for_recreate,
     good,
     listed,
     moment,
@@ -136,18 +138,8 @@ def test_G3_a_copy_that_is_under_way_when_its_disk_is_detached(
     """It does not appear afterwards, and would not be used for a disk of the same image."""
     run(world)
     world.kvm.guest_at_work(vm, "host01")
-    world.one.run(["rm", "-f", "/var/tmp/reading"])
-    stuck = (  # the agent that the replica starts there
-        f'case "$SSH_CLIENT" in "{replica.address}"*) touch /var/tmp/reading\n'
-        "while [ -e /var/tmp/reading ]; do sleep 0.1; done;; esac\n"
-        'exec /usr/bin/python3 "$@"'
-    )
-    time.sleep(1.1)
-    with (
-        program_before(world.one, "python3", stuck),
-        world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as at_work,
-    ):
-        wait_until(lambda: world.one.exists("/var/tmp/reading"), "the copy is fetched", 60)
+    waits = "while [ -e /var/tmp/reading ]; do sleep 0.1; done"
+    with being_fetched(world, replica, waits) as at_work:
         world.life.power_off(vm)  # nothing of the disk is locked, a snapshot would be possible
         good(world.life.snapshot(vm, vm.disks[0]))
         good(world.life.delete_snapshot(vm, vm.disks[0], 0))
@@ -215,20 +207,11 @@ def test_G19_a_replica_that_dies_in_the_middle_keeps_the_previous_copy(
     first = moment(world, vm)
     world.kvm.guest_at_work(vm, "host01")
     world.bed.configure('STALL_TIMEOUT="2"\nCONNECT_TIMEOUT="3"\n')
-    world.one.run(["rm", "-f", "/var/tmp/reading"])
-    time.sleep(1.1)
-    stuck = (  # the agent that the replica starts there
-        f'case "$SSH_CLIENT" in "{replica.address}"*) touch /var/tmp/reading; sleep 600;; esac\n'
-        'exec /usr/bin/python3 "$@"'
-    )
-    with (
-        program_before(world.one, "python3", stuck),
-        world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as at_work,
-    ):
-        wait_until(lambda: world.one.exists("/var/tmp/reading"), "the copy is fetched", 60)
+    with being_fetched(world, replica, "sleep 600") as at_work:
         replica.cut()
         at_work.wait(timeout=120)
-    world.one.run(["pkill", "-f", "sleep 600"], check=False)
+    # What stands before the agent is ours: without it that one would begin to wait for a dead peer.
+    world.one.run(["pkill", "-KILL", "-f", "sleep 60[0]|onestor_bootstra[p]"], check=False)
     replica.heal()
     assert moment(world, vm) == first
     assert "has no new recovery copy" in world.bed.log()
@@ -254,8 +237,7 @@ def test_G19_a_recreate_that_is_killed_is_tried_again(
     run(world)
     kept = moment(world, vm)
     world.kvm.shutdown(vm, "host01")
-    for reply in world.bed.oned.recover_recreate(vm):
-        good(reply)
+    delete_for_recreate(world, vm)
     world.bed.environment(**{crashpoints.VARIABLE: point})
     assert not world.bed.oned.instantiate(vm, "host02", world.bed.system).success
     assert set(world.bed.crashed_at()) == {point}
@@ -263,8 +245,7 @@ def test_G19_a_recreate_that_is_killed_is_tried_again(
     good(world.bed.oned.retry_prolog(vm))
     count = world.count(world.two, world.disk(vm))
     assert count.highest == kept and count.is_one_moment
-    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
-    assert unfinished(world.bed) == []
+    assert_nothing_is_left(world)
 
 
 def test_no_replica_answers_at_a_recreate(world: World, vm: Vm, replica: Node) -> None:
@@ -272,8 +253,7 @@ def test_no_replica_answers_at_a_recreate(world: World, vm: Vm, replica: Node) -
     run(world)
     kept = moment(world, vm)
     world.kvm.shutdown(vm, "host01")
-    for reply in world.bed.oned.recover_recreate(vm):
-        good(reply)
+    delete_for_recreate(world, vm)
     replica.cut()
     reply = world.bed.oned.instantiate(vm, "host02", world.bed.system)
     assert not reply.success and "look for a recovery copy" in reply.error
@@ -290,8 +270,7 @@ def test_one_of_two_replicas_does_not_answer_at_a_recreate(
     kept = moment(world, vm)
     use_replicas(world, "host02")
     world.kvm.shutdown(vm, "host01")
-    for reply in world.bed.oned.recover_recreate(vm):
-        good(reply)
+    delete_for_recreate(world, vm)
     replica.cut()
     reply = world.bed.oned.instantiate(vm, "host01", world.bed.system)
     assert not reply.success and "host03" in reply.error

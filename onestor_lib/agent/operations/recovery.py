@@ -242,7 +242,7 @@ def renew(call: Call, *, root: str, disks: list[list[Any]]) -> list[list[Any]]:
         directory = _directory(root, vm, disk)
         copy = recovery.new(directory, disk, point)
         try:
-            copy.directory.rename(copy.at(later))
+            copy.directory.rename(recovery.new(directory, disk, later).directory)
         except OSError:
             failed.append([vm, disk, point, later])
     return failed
@@ -275,10 +275,10 @@ def hold(call: Call, *, root: str, vm: int, disk: str) -> dict[str, Any]:
     Returns its ``path``, that of its base, and what :func:`describe` says of it.
     """
     directory = _directory(root, vm, disk)
-    copy = recovery.newest(directory, disk)
     described = _newest(vm, directory, disk)
-    if copy is None or described is None or described["point"] != copy.point:
-        raise TransferFailed("keep the copy", "it was replaced meanwhile", path=str(directory))
+    if described is None:
+        raise TransferFailed("keep the copy", "it was removed meanwhile", path=str(directory))
+    copy = recovery.new(directory, disk, described["point"])
     try:
         publish.sweep(directory)
         temporary: publish.Temporary = call.keep(publish.Temporary(directory / disk))

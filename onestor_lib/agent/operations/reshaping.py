@@ -16,6 +16,7 @@ from onestor_lib.agent import (
     chain,
     crashpoints,
     layout,
+    new_disk,
     priority,
     publish,
     qemu_img,
@@ -185,19 +186,13 @@ def _off(
 def _base(
     disk: DiskFiles, had: fill.Had, stack: contextlib.ExitStack, check_space: bool
 ) -> publish.Temporary:
-    """Another name for the cached image, or a copy of it, beside the disk."""
+    """The cached image beside the disk, where no snapshot needs another base than that."""
     final = vm_directory.base_path(disk.file)
     is_other = os.path.lexists(final) and not os.path.samefile(final, had.entry.image)
     if is_other and (users := disk.users(final)):
         cause = f"{', '.join(map(str, users))} cannot be read without what is there"
         raise NotAllowed(disk.step, cause, path=str(final))
-    base = stack.enter_context(publish.Temporary(final))
-    if not base.become_link(had.entry.image):
-        layers = [chain.Layer(had.entry.image, "qcow2")]
-        if check_space:
-            space.require(disk.file.parent, chain.allocated(layers))
-        chain.flatten(layers, base.path, "qcow2", step=disk.step, timeout=0)
-    return base
+    return new_disk.take_base(had.entry.image, disk.file, stack, check_space=check_space)
 
 
 def _require_equal(

@@ -31,7 +31,7 @@ def run(request: Request) -> None:
 
 def _delete(request: Request, hosts: Hosts, target: arguments.VmPath) -> None:
     client = oned.Client()
-    if target.name and tombstones.is_given_up(client, target.host) and _is_going(client, target):
+    if target.name and _is_going(client, target) and tombstones.is_given_up(client, target.host):
         request.log.warn(f"{target.host} is given up: what is there goes when it is back")
         return  # the line for the directory, the last one, looks whether it answers
     try:

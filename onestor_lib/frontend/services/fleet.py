@@ -16,11 +16,10 @@ from onestor_lib.agent.errors import InvalidInput, OnestorError
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.services import systems
 from onestor_lib.frontend.services.hosts import Hosts
 
-DRIVER = "onestor"
 REPLICA, HOST = "replica", "host"  # tiers of the cache
-_SYSTEM_DATASTORE = "1"
 _AT_ONCE = 32
 _OFFLINE = "8"  # a state of a host: nobody expects an answer of it
 
@@ -44,20 +43,15 @@ class Fleet:
         self._request = request
         self.client = oned.Client()
         datastores = self.client.datastores().all("DATASTORE")
-        self.systems = [
-            each
-            for each in datastores
-            if each.text("TYPE") == _SYSTEM_DATASTORE and each.text("TM_MAD") == DRIVER
+        self.systems = systems.of_onestor(datastores)
+        self.images = [
+            each for each in datastores if systems.is_ours(each) and not systems.is_system(each)
         ]
-        self.images = [each for each in datastores if _is_image_datastore(each)]
         self.machines = self._machines()
 
     def settings_of(self, datastore: xml.Element) -> Settings:
         """The settings with what the template of a system datastore says."""
-        name = f"datastore {datastore.text('ID')}"
-        return self._request.settings.over(
-            "system", lambda attribute: datastore.text(f"TEMPLATE/{attribute}"), name
-        )
+        return systems.settings_over(self._request.settings, datastore)
 
     def chosen(self, names: Iterable[str]) -> list[Machine]:
         """The machines of these names, all where there are none; raises :class:`InvalidInput`."""
@@ -127,7 +121,3 @@ class Fleet:
         for name, settings in replicas.items():
             found.setdefault(name, Machine(name, "", REPLICA, settings))
         return sorted(found.values(), key=lambda each: (each.tier != REPLICA, each.name))
-
-
-def _is_image_datastore(datastore: xml.Element) -> bool:
-    return datastore.text("TYPE") != _SYSTEM_DATASTORE and datastore.text("TM_MAD") == DRIVER

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from onestor_lib.agent.errors import Missing, OnestorError
+from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, state, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import domains, vms
+from onestor_lib.frontend.services import domains, systems, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 ATTRIBUTE = "RECOVERY_SNAPSHOT_FREQ"
-_DRIVER = "onestor"
-_SYSTEM_DATASTORE = "1"
 _NOTHING_TO_LOSE = ("CDROM", "SWAP")  # types of disks
 _OWN_HOST = "the only REPLICA_HOST is the VM's own host"
 _NO_REPLICA = "its system datastore has no REPLICA_HOST"
@@ -54,16 +53,12 @@ class Cloud:
         self.vms = {int(vm.text("ID")): vm for vm in self.client.vms().all("VM")}
         self.systems = {
             datastore.text("ID"): datastore
-            for datastore in self.client.datastores().all("DATASTORE")
-            if datastore.text("TYPE") == _SYSTEM_DATASTORE
-            and datastore.text("TM_MAD") == _DRIVER  # other drivers' replicas are none of ours
+            # Other drivers' replicas are none of ours.
+            for datastore in systems.of_onestor(self.client.datastores().all("DATASTORE"))
         }
 
     def settings_of(self, datastore: xml.Element) -> Settings:
-        name = f"datastore {datastore.text('ID')}"
-        return self._request.settings.over(
-            "system", lambda attribute: datastore.text(f"TEMPLATE/{attribute}"), name
-        )
+        return systems.settings_over(self._request.settings, datastore)
 
     def replicas(self) -> dict[str, Settings]:
         """All replica hosts, each with the settings of a datastore that names it.
@@ -88,7 +83,7 @@ class Cloud:
             if not can_be_copied(vm, vm.text(f"{record}/HOSTNAME")):
                 continue
             system = self.systems.get(vm.text(f"{record}/DS_ID"))
-            if system is None or vm.text(f"{record}/TM_MAD") != _DRIVER:
+            if system is None or vm.text(f"{record}/TM_MAD") != DRIVER:
                 continue
             for disk in vm.all("TEMPLATE/DISK"):
                 if asks(disk):
@@ -159,9 +154,8 @@ def can_be_copied(vm: xml.Element, host: str) -> bool:
 def all_replicas(client: oned.Client, settings: Settings) -> list[str]:
     """All hosts that may have copies, those that ``settings`` name first."""
     names = list(replicas_of(settings))
-    for datastore in client.datastores().all("DATASTORE"):
-        if datastore.text("TYPE") == _SYSTEM_DATASTORE and datastore.text("TM_MAD") == _DRIVER:
-            names += datastore.text("TEMPLATE/REPLICA_HOST").replace(",", " ").split()
+    for datastore in systems.of_onestor(client.datastores().all("DATASTORE")):
+        names += datastore.text("TEMPLATE/REPLICA_HOST").replace(",", " ").split()
     names += state.replicas()
     return [arguments.host(name) for name in dict.fromkeys(names)]
 

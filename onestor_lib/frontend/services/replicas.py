@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from typing import Any
 
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import arguments, boundary, config, oned
 from onestor_lib.frontend.boundary import Request
+from onestor_lib.frontend.config import Settings
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import systems
 from onestor_lib.frontend.services.hosts import Hosts
-
-_SYSTEM_DATASTORE = "1"
 
 
 def known(request: Request) -> list[str]:
@@ -24,7 +26,7 @@ def known(request: Request) -> list[str]:
     try:
         words += config.load("tm", boundary.remotes_directory()).words("REPLICA_HOST")
         for datastore in oned.Client().datastores().all("DATASTORE"):
-            if datastore.text("TYPE") == _SYSTEM_DATASTORE:
+            if systems.is_system(datastore):
                 words += datastore.text("TEMPLATE/REPLICA_HOST").split()
     except OnestorError as error:
         request.log.warn(f"replicas may keep the image: {error}")
@@ -44,34 +46,47 @@ def drop(request: Request, path: str, *, origin: str = "") -> None:
     at once, and none is waited for longer than CONNECT_TIMEOUT.
     """
     here = Hosts(request.settings, request.log)
-    asked = [
-        _Asked(request, host, path)
+    names = [
+        host
         for host in known(request)
         if host != origin and not (here.is_here(host) and not origin)
     ]
+    for host, warning in ask(request, request.settings, names, "cache.drop", path=path).items():
+        request.log.warn(f"{host} may keep {path}: {warning}")
+
+
+def ask(
+    request: Request, settings: Settings, names: list[str], operation: str, **facts: Any
+) -> dict[str, str]:
+    """Have one operation done on all hosts ``names`` at once; why it was not, by host.
+
+    None is waited for longer than CONNECT_TIMEOUT.
+    """
+    asked = [_Asked(settings, request.log, host, operation, facts) for host in names]
     deadline = time.monotonic() + request.settings.seconds("CONNECT_TIMEOUT")
     for each in asked:
         each.join(max(0.0, deadline - time.monotonic()))
         each.log.be_quiet()  # nothing may come behind the last line for oned
-        if warning := each.warning:
-            request.log.warn(f"{each.host} may keep {path}: {warning}")
+    return {each.host: each.warning for each in asked if each.warning}
 
 
 class _Asked(threading.Thread):
-    """One replica that is asked; a thread of its own, with connections nobody shares."""
+    """One host that is asked; a thread of its own, with connections nobody shares."""
 
-    def __init__(self, request: Request, host: str, path: str) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, host: str, operation: str, facts: dict[str, Any]
+    ) -> None:
         super().__init__(daemon=True)
         self.host = host
         self.warning = "no answer in time"
-        self._request, self._path = request, path
-        self.log = copy.copy(request.log)
+        self.log = copy.copy(log)
+        self._settings, self._operation, self._facts = settings, operation, facts
         self.start()
 
     def run(self) -> None:
         try:
-            with Hosts(self._request.settings, self.log).agent(self.host) as agent:
-                agent.call("cache.drop", path=self._path)
+            with Hosts(self._settings, self.log).agent(self.host) as agent:
+                agent.call(self._operation, **self._facts)
             self.warning = ""
         except Exception as error:  # noqa: BLE001 - a thread's traceback would go to oned
             self.warning = str(error)

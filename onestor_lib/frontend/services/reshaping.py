@@ -7,12 +7,11 @@ from typing import Any
 from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed
 from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import bridges, overview, vms
+from onestor_lib.frontend.services import bridges, overview, systems, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
 
-_DRIVER = "onestor"
 _RECORD = "HISTORY_RECORDS/HISTORY[last()]"
 
 Row = dict[str, Any]
@@ -34,7 +33,7 @@ class Disks:
         if not host or self._vm.text("STATE") == vms.DONE:
             raise Missing(kind, f"VM {vm_id} is on no host")
         system = self._client.datastore(int(self._vm.text(f"{_RECORD}/DS_ID")))
-        if system.text("TM_MAD") != _DRIVER:
+        if not systems.is_ours(system):
             cause = f"VM {vm_id} is in datastore {system.text('ID')} of another driver"
             raise InvalidInput(kind, cause)
         base = arguments.checked_path(system.text("BASE_PATH"))
@@ -44,7 +43,7 @@ class Disks:
     def rows(self) -> list[Row]:
         """A row for each disk; sizes in bytes, the age of its recovery copy in seconds."""
         templates = self._vm.all("TEMPLATE/DISK")
-        formats = {f"disk.{each.text('DISK_ID')}": _format(each) for each in templates}
+        formats = {f"disk.{each.text('DISK_ID')}": vms.format_of(each) for each in templates}
         settings, _ = vms.settings_of(self._request.settings, self._client, self._directory)
         with Hosts(settings, self._log).agent(self._directory.host) as host:
             found = host.call("disk.describe", path=self._directory.path, formats=formats)
@@ -141,9 +140,3 @@ class Disks:
     def _row(self, target: arguments.VmPath, done: dict[str, Any]) -> Row:
         bytes_now = int(done["bytes"])
         return {"vm": self._id, "disk": target.name, "done": bool(done["done"]), "bytes": bytes_now}
-
-
-def _format(disk: xml.Element) -> str:
-    if disk.text("TYPE").upper() == "CDROM":
-        return "raw"
-    return (disk.text("FORMAT") or disk.text("DRIVER") or "raw").lower()

@@ -135,18 +135,9 @@ class Supply:
         return found
 
     def _wanted(self, prefix: str, is_replica: bool) -> dict[str, Any]:
-        """See :class:`onestor_lib.agent.cache.fill.Wanted`."""
-        settings = self._hosts.settings
-        return {
-            "path": self._origin.path,
-            "version": self._facts["version"],
-            "needed": self._facts["allocated"],
-            "is_replica": is_replica,
-            "limits": limits(settings, prefix),
-            "lock_timeout": settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
-            "purpose": self._purpose,
-            "bulk": self._hosts.bulk_priority(),
-        }
+        return wanted(
+            self._hosts, self._origin.path, self._facts, is_replica, prefix, self._purpose
+        )
 
     def _is_origin(self, host: str) -> bool:
         return host == self._origin.host or (self._hosts.is_here(host) and self._origin.is_here)
@@ -163,6 +154,22 @@ class Supply:
             if host.text("NAME") == replica and address:
                 return arguments.host(address)
         return replica
+
+
+def wanted(
+    hosts: Hosts, path: str, facts: dict[str, Any], is_replica: bool, prefix: str, purpose: str
+) -> dict[str, Any]:
+    """See :class:`onestor_lib.agent.cache.fill.Wanted`; ``prefix`` is that of its limits."""
+    return {
+        "path": path,
+        "version": facts["version"],
+        "needed": facts["allocated"],
+        "is_replica": is_replica,
+        "limits": limits(hosts.settings, prefix),
+        "lock_timeout": hosts.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
+        "purpose": purpose,
+        "bulk": hosts.bulk_priority(),
+    }
 
 
 def goes_beside(image: str, temporary: str, manifest: str) -> bool:

@@ -18,6 +18,7 @@ from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import systems
 
 # States of a VM (contract section 2.5): numbers are part of the contract (known failure L4).
 ACTIVE, DONE = "3", "6"
@@ -89,9 +90,7 @@ def describe(vm: xml.Element, target: arguments.VmPath) -> Disk:
             break
     else:
         raise Missing(step, f"VM {target.vm_id} has no disk {target.disk_id}")
-    image_format = (disk.text("FORMAT") or disk.text("DRIVER") or "raw").lower()
-    if disk.text("TYPE").upper() == "CDROM":
-        image_format = "raw"
+    image_format = format_of(disk)
     if image_format not in FORMATS:
         raise InvalidInput(step, f"the disk's format is {image_format!r}, not raw or qcow2")
     size = arguments.number(disk.text("SIZE", "0"), "SIZE of the disk")
@@ -102,6 +101,13 @@ def describe(vm: xml.Element, target: arguments.VmPath) -> Disk:
         size * MB if size > original > 0 else 0,
         disk,
     )
+
+
+def format_of(disk: xml.Element) -> str:
+    """The format of a disk by its template, whether or not it is one that we know."""
+    if disk.text("TYPE").upper() == "CDROM":
+        return "raw"
+    return (disk.text("FORMAT") or disk.text("DRIVER") or "raw").lower()
 
 
 def settings_of(
@@ -118,9 +124,7 @@ def settings_of(
     """
     system_id = os.path.basename(target.datastore)
     system = client.datastore(int(system_id))
-    settings = configured.over(
-        "system", lambda name: system.text(f"TEMPLATE/{name}"), f"datastore {system_id}"
-    )
+    settings = systems.settings_over(configured, system)
     image = None
     if image_datastore is not None:
         image = found = client.datastore(image_datastore)

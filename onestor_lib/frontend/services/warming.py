@@ -22,7 +22,7 @@ from onestor_lib.frontend.services import bridges, transfer
 from onestor_lib.frontend.services.fleet import REPLICA, Fleet, Machine
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
-from onestor_lib.frontend.services.supply import goes_beside, limits
+from onestor_lib.frontend.services.supply import goes_beside, wanted
 
 _LONGEST = 16  # machines in one chain
 _PERSISTENT = "1"
@@ -211,19 +211,11 @@ class _Chain:
         )
 
     def _wanted(self, machine: Machine) -> dict[str, Any]:
-        """See :class:`onestor_lib.agent.cache.fill.Wanted`."""
-        settings = machine.settings
         is_replica = machine.tier == REPLICA
-        return {
-            "path": self._path,
-            "version": self._facts["version"],
-            "needed": self._facts["allocated"],
-            "is_replica": is_replica,
-            "limits": limits(settings, "REPLICA" if is_replica else "HOST_CACHE"),
-            "lock_timeout": settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
-            "purpose": f"warm image {self._image.text('ID')}",
-            "bulk": self._hosts.bulk_priority(),
-        }
+        prefix = "REPLICA" if is_replica else "HOST_CACHE"
+        purpose = f"warm image {self._image.text('ID')}"
+        hosts = self._fleet.hosts(machine)
+        return wanted(hosts, self._path, self._facts, is_replica, prefix, purpose)
 
 
 @contextlib.contextmanager
