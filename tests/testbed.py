@@ -199,6 +199,13 @@ class Testbed:
             ]
         return found
 
+    def assert_at_rest(self) -> None:
+        """Nothing is left over, once agents have noticed that their front-end has ended."""
+        try:
+            wait_until(lambda: self.leftovers() == [], "nothing is left")
+        except TimeoutError:
+            assert self.leftovers() == []
+
 
 def _remove(path: Path) -> None:
     """Remove a file or directory, with no process of the node's: this is done before each test."""

@@ -92,4 +92,4 @@ def desk(running_desk: Desk) -> Iterator[Desk]:
     yield running_desk
     for node in bed.hosts:
         node.heal()
-    assert bed.leftovers() == []
+    bed.assert_at_rest()

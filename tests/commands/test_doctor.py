@@ -34,7 +34,7 @@ def desk(healthy_desk: Desk) -> Iterator[Desk]:
     healthy_desk.bed.clean()
     healthy_desk.bed.configure('CONNECT_TIMEOUT="2"\n')
     yield healthy_desk
-    assert healthy_desk.bed.leftovers() == []
+    healthy_desk.bed.assert_at_rest()
 
 
 def found(desk: Desk, *, status: int = 1, **environment: str) -> set[tuple[str, str, str]]:

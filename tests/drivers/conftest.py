@@ -60,7 +60,7 @@ def bed(running_bed: Testbed) -> Iterator[Testbed]:
     for node in running_bed.hosts:
         node.heal()
         node.unlimit_rate()
-    assert running_bed.leftovers() == []
+    running_bed.assert_at_rest()
 
 
 def make_sources(frontend: Node) -> None:

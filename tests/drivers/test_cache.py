@@ -147,7 +147,7 @@ def test_A1_A3_A6_parallel_cold_clones_of_which_a_third_is_killed(
     for node in bed.hosts:  # what a kill has left in a datastore goes with the next clone there
         last = clone(bed, image, node)
         assert same_content(bed, node, bed.disk_path(last), image.format, source)
-    assert bed.leftovers() == []
+    bed.assert_at_rest()
     assert unfinished(bed) == []
 
 

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     EVERYWHERE,
     QCOW2,
@@ -75,7 +75,7 @@ def assert_repeat_cleans_up(bed: Testbed, vm: Vm) -> None:
     bed.environment()
     reply = bed.oned.retry_prolog(vm)
     assert reply.success, reply.error
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
     assert unfinished(bed) == []
 
 
@@ -136,7 +136,7 @@ def test_A3_A6_clone_by_way_of_the_replica_after_a_crash(bed: Testbed, point: st
     later = bed.vm(image)
     assert bed.oned.instantiate(later, "host02", bed.system).success  # uses the replica again
     assert same_content(bed, bed.hosts[1], bed.disk_path(later), "qcow2", QCOW2)
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
     assert unfinished(bed) == []
 
 
@@ -204,7 +204,7 @@ def test_A3_A6_ln_after_a_crash(bed: Testbed, point: str) -> None:
     disk = bed.disk_path(vm)
     assert digest(bed.hosts[0], disk) == digest(bed.frontend, RAW)
     assert bed.hosts[0].read(f"{disk}.snap/0") == b"snapshot 0"
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
 
 
 @pytest.mark.parametrize("point", crashpoints.names("datastore.cp"))
@@ -219,7 +219,7 @@ def test_K18_cp_after_a_crash(bed: Testbed, point: str) -> None:
     bed.environment()
     again = bed.import_image(RAW)
     assert digest(bed.frontend, again.source) == digest(bed.frontend, RAW)
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
 
 
 @pytest.mark.parametrize("point", crashpoints.names("tm.delete"))

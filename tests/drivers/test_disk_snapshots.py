@@ -7,7 +7,7 @@ import os
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     MEDIUM,
     MEDIUM_QCOW2,
@@ -215,7 +215,7 @@ def test_F3_snap_create_after_a_crash(bed: Testbed, life: Life, point: str) -> N
     write(host, disk, "qcow2", 3)
     good(life.snapshot(vm, template))  # it has the next id
     assert content(host, f"{disk}.snap/1", "qcow2") == content(host, disk, "qcow2")
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
     assert unfinished(bed) == []
 
 
@@ -233,7 +233,7 @@ def test_F7_snap_revert_after_a_crash(bed: Testbed, life: Life, point: str) -> N
     assert content(host, disk, "qcow2") in (old, new)
     good(life.revert(vm, template, 0))
     assert content(host, disk, "qcow2") == content(host, f"{disk}.snap/0", "qcow2") == old
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
     assert unfinished(bed) == []
 
 
@@ -250,7 +250,7 @@ def test_F13_snap_delete_after_a_crash(bed: Testbed, life: Life, point: str) -> 
     assert content(host, disk, "qcow2") == content(host, f"{disk}.snap/1", "qcow2") == seen
     good(life.delete_snapshot(vm, template, 0))
     assert names(host, disk) == {"", "1", "disk.0.base"} - {""}
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
 
 
 @pytest.mark.parametrize("program", ["qemu-img", "python3"])

@@ -403,7 +403,7 @@ def test_D8_K18_mv_after_a_crash(bed: Testbed, vm: Vm, point: str) -> None:
     assert tree(bed.hosts[1], directory) == before
     assert not bed.hosts[0].exists(directory)
     assert same_content(bed, bed.hosts[1], f"{directory}/disk.1", "raw", MEDIUM)
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
 
 
 def agents_at_work(bed: Testbed) -> list[int]:

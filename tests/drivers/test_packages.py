@@ -46,7 +46,7 @@ def test_newest_packages_in_a_private_environment() -> None:
         # The probe runs with the host's own python3 and needs nothing.
         probe = bed.hosts[0].read("/var/tmp/one/tm/onestor/monitor_ds").splitlines()[0]
         assert probe == b"#!/usr/bin/env python3"
-        assert bed.leftovers() == []
+        bed.assert_at_rest()
 
 
 def test_distribution_packages_are_those_of_debian_12(bed: Testbed) -> None:

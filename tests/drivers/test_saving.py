@@ -345,7 +345,7 @@ def test_E4_E5_A13_mvds_after_a_crash(bed: Testbed, point: str) -> None:
     left = image_files(bed, image) - {f".{name}.manifest"}
     assert left == {name, f"{name}.snap/0"}
     assert disk_files(bed, host, vm) == set()
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
 
 
 @pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
@@ -417,7 +417,7 @@ def test_E4_E13_cpds_after_a_crash(bed: Testbed, point: str) -> None:
     assert content(bed.frontend, image.source, "qcow2") == seen
     name = os.path.basename(image.source)
     assert image_files(bed, image) - {f".{name}.manifest"} == {name}
-    wait_until(lambda: bed.leftovers() == [], "nothing is left")
+    bed.assert_at_rest()
 
 
 def test_E14_back_to_the_bridge_host_that_answers(bed: Testbed) -> None:

@@ -128,7 +128,7 @@ def world(running_world: World) -> Iterator[World]:
     for node in bed.hosts:
         node.heal()
         node.unlimit_rate()
-    assert bed.leftovers() == []
+    bed.assert_at_rest()
 
 
 @pytest.fixture

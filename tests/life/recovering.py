@@ -83,7 +83,7 @@ def delete_for_recreate(world: World, vm: Vm) -> None:
 
 
 def assert_nothing_is_left(world: World) -> None:
-    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
+    world.bed.assert_at_rest()
     assert unfinished(world.bed) == []
 
 

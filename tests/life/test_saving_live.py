@@ -146,7 +146,7 @@ def test_E8_an_action_that_is_ended_leaves_the_guest_running(world: World, vm: V
                 )
             call.kill(15)
             assert not call.wait().success
-            wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
+            world.bed.assert_at_rest()
             wait_until(lambda: world.kvm.state(vm, "host01") == "running", "the guest goes on")
         world.one.run(["rm", "-f", "/var/tmp/slow"])
     world.bed.cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)

@@ -269,7 +269,7 @@ def test_F3_after_a_crash_there_is_no_snapshot_or_a_whole_one(
         moment(world, vm, 0)
     good(world.life.snapshot(vm, vm.disks[0]))
     moment(world, vm, 1)
-    wait_until(lambda: world.bed.leftovers() == [], "nothing is left")
+    world.bed.assert_at_rest()
     assert unfinished(world.bed) == []
 
 

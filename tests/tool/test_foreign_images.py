@@ -8,7 +8,7 @@ import pytest
 
 from onestor_lib.agent import image_format
 from onestor_lib.agent.errors import InvalidInput, NotAllowed, OnestorError
-from tests.tool.conftest import MB, draw, info, listing, qemu_img
+from tests.tool.conftest import MB, create_encrypted, draw, info, listing, qemu_img
 from tests.tool.importing import Importing
 
 
@@ -65,8 +65,7 @@ def test_J6_a_vmdk_on_another_one(importing: Importing) -> None:
 
 
 def test_H27_an_encrypted_qcow2_is_kept_as_it_is(importing: Importing) -> None:
-    argv = ["create", "-q", "--object", "secret,id=s,data=x", "-f", "qcow2"]
-    qemu_img(*argv, "-o", "encrypt.format=luks,encrypt.key-secret=s", importing.file, "1M")
+    create_encrypted(importing.file)
     importing.options["wanted_format"] = "raw"
     assert importing.run() == "qcow2"
     assert importing.image.read_bytes() == importing.file.read_bytes()

@@ -10,7 +10,7 @@ import pytest
 from onestor_lib.agent import image_format, qemu_img
 from onestor_lib.agent.errors import CommandFailed, InvalidInput, NotAllowed
 from onestor_lib.agent.image_format import Description
-from tests.tool.conftest import MB, draw, info
+from tests.tool.conftest import MB, create_encrypted, draw, info
 from tests.tool.conftest import qemu_img as run_qemu_img
 
 REFERS = r"refers? to"
@@ -137,8 +137,7 @@ def test_J6_disks_that_differ_from_another_one(
 
 
 def test_H27_an_encrypted_qcow2_is_not_convertible(image: Path) -> None:
-    secret = ["--object", "secret,id=s,data=x"]
-    create(image, "qcow2", *secret, "-o", "encrypt.format=luks,encrypt.key-secret=s", size="1M")
+    create_encrypted(image)
     assert describe(image) == Description("qcow2", MB, convertible=False)
 
 
