@@ -19,9 +19,9 @@ from onestor_lib.agent import extents, qemu_img
 from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed
 from onestor_lib.agent.image_format import FORMATS
 
-# Magic, version, offset and size of the backing file's name, cluster bits, virtual size; at 72
-# the incompatible features.
-_HEADER = struct.Struct(">4sIQIIQ40xQ")
+# Magic, version, offset and size of the backing file's name, cluster bits, virtual size; at 60 the
+# number of internal snapshots, at 72 the incompatible features.
+_HEADER = struct.Struct(">4sIQIIQ28xI8xQ")
 _EXTERNAL_DATA = 1 << 2
 _FORMAT_NAME = 0xE2792ACA  # the extension that has the format of the backing file
 _EXTENSIONS = 4096  # bytes that are looked at for it
@@ -48,21 +48,32 @@ def backing_name(file: Path, image_format: str, *, step: str) -> str:
     """The name of the backing file as it stands in the header; "" for none."""
     if image_format != "qcow2":
         return ""
-    return _read_header(file, step)[0]
+    return _read_header(file, step).backing
 
 
 def virtual_size(file: Path, image_format: str, *, step: str) -> int:
     """How many bytes the guest sees; of an overlay its own header tells."""
     if image_format != "qcow2":
         return file.stat().st_size
-    return _read_header(file, step)[1]
+    return _read_header(file, step).size
 
 
-def _read_header(file: Path, step: str) -> tuple[str, int]:
+def internal_snapshots(file: Path, image_format: str, *, step: str) -> int:
+    """How many snapshots there are within the file, where no driver makes any."""
+    return _read_header(file, step).snapshots if image_format == "qcow2" else 0
+
+
+class _Header(NamedTuple):
+    backing: str
+    size: int
+    snapshots: int
+
+
+def _read_header(file: Path, step: str) -> _Header:
     fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
     try:
         head = extents.read_exactly(fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0")
-        magic, version, offset, length, _, size, features = _HEADER.unpack(head)
+        magic, version, offset, length, _, size, snapshots, features = _HEADER.unpack(head)
         if magic != b"QFI\xfb" or length > _MAX_NAME:
             raise InvalidInput(step, "not a qcow2 image", path=str(file))
         if version > 2 and features & _EXTERNAL_DATA:
@@ -70,7 +81,7 @@ def _read_header(file: Path, step: str) -> tuple[str, int]:
         name = os.fsdecode(extents.read_exactly(fd, length, offset)) if offset else ""
     finally:
         os.close(fd)
-    return name, size
+    return _Header(name, size, snapshots)
 
 
 class Layer(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -76,6 +77,8 @@ class AgentClient:
 
     ``host`` names the machine in errors; ``on_log`` gets (severity, text), ``on_progress`` gets
     (done, total) in bytes, ``on_counts`` what it has counted (``onestor_lib.agent.counters``).
+    ``patience`` is how many seconds it may give signs of life and nothing else: what it waits for,
+    a file system for one, may hang for ever. By default it may.
     """
 
     def __init__(
@@ -85,11 +88,12 @@ class AgentClient:
         *,
         on_log: Callable[[str, str], None] = lambda severity, text: None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-        on_counts: Callable[[list[list[Any]]], None] = counters.merge,
+        on_counts: Callable[[str, list[list[Any]]], None] = counters.merge,
+        patience: float = math.inf,
     ) -> None:
         self.host = host
         self._stream, self._on_log, self._on_progress = stream, on_log, on_progress
-        self._on_counts = on_counts
+        self._on_counts, self._patience = on_counts, patience
         self._buffer = bytearray()
         # Messages and signs of life are sent by two threads. Whoever holds the lock while _quiet is
         # not set may write; behind that there is a raw stream, or a descriptor that is closed.
@@ -204,10 +208,15 @@ class AgentClient:
         return message.get("result")
 
     def _next_message(self, step: str) -> dict[str, Any]:
+        deadline = time.monotonic() + self._patience
         while True:
             line = self._read_line(step)
-            if not line:
-                continue  # a sign of life
+            if not line:  # a sign of life
+                if time.monotonic() > deadline:
+                    cause = f"it lives, but has done nothing for {self._patience:.0f} s"
+                    raise HostUnreachable(step, cause, host=self.host)
+                continue
+            deadline = time.monotonic() + self._patience
             message = channel.parse(line)
             if "log" in message:
                 severity, text = message["log"]
@@ -217,7 +226,7 @@ class AgentClient:
                 self._on_progress(int(done), int(total))
             else:
                 if "counts" in message:
-                    self._on_counts(message["counts"])
+                    self._on_counts(self.host, message["counts"])
                 return message
 
     def _read_line(self, step: str) -> bytes:

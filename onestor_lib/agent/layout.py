@@ -34,10 +34,19 @@ def kind(disk: Path, image_format: str, *, step: str) -> str:
             cause = f"it lies on {layers[1].path}, as no driver makes a disk"
             raise NotAllowed(step, cause, path=str(disk))
         return PLAIN if len(layers) == 1 else THIN
-    snapshots = os.path.realpath(vm_directory.snapshots_path(disk))
-    for layer in layers:
-        if os.path.dirname(layer.path) != snapshots:  # a live migration would not bring it
-            cause = f"it is a link, and {layer.path} is not in the directory of its snapshots"
-            raise NotAllowed(step, cause, path=str(disk))
+    require_within(disk, layers, step=step)
     is_recovery = [layer.path.name for layer in layers] == ["base.1", "base"]
     return RECOVERY if is_recovery else CHAIN
+
+
+def require_within(disk: Path, layers: list[chain.Layer], *, step: str) -> None:
+    """Raise :class:`NotAllowed` when a disk that is a link is not made of its snapshots' files.
+
+    What it leads to may be an image that is written to in its place, of another driver's; and a
+    live migration would not bring it.
+    """
+    snapshots = os.path.realpath(vm_directory.snapshots_path(disk))
+    for layer in layers:
+        if os.path.dirname(layer.path) != snapshots:
+            cause = f"it is a link, and {layer.path} is not in the directory of its snapshots"
+            raise NotAllowed(step, cause, path=str(disk))

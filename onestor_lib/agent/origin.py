@@ -89,9 +89,10 @@ class Origin:
 def describe(path: Path, image_format: str, *, snapshots: bool) -> dict[str, Any]:
     """What has to be known of a registered image before it is copied.
 
-    Its version, sizes and allocated space in bytes, and with ``snapshots`` the size of each
-    snapshot by id: of ``<image>.snap/`` the files with a number for a name and nothing else (known
-    failure A14). Raises :class:`Missing` and :class:`InvalidInput`.
+    Its version, the digest of its content if that is on record ("" else), sizes and allocated space
+    in bytes, and with ``snapshots`` the size of each snapshot by id: of ``<image>.snap/`` the files
+    with a number for a name and nothing else (known failure A14). Raises :class:`Missing` and
+    :class:`InvalidInput`.
     """
     replacement.finish(path)
     if snapshots:  # it is given to a VM, which may change it: who brought it back last is history
@@ -109,6 +110,7 @@ def describe(path: Path, image_format: str, *, snapshots: bool) -> dict[str, Any
                 snapshots_allocated += blocks
     return {
         "version": version.to_json(),
+        "digest": _digest(path, version),
         "size": version.size,
         "allocated": allocated + snapshots_allocated,
         "virtual_size": virtual,
@@ -122,6 +124,11 @@ def missing(directory: Path, names: Sequence[str]) -> list[str]:
     if not directory.is_dir():
         return []
     return [name for name in names if not os.path.lexists(directory / os.path.basename(name))]
+
+
+def _digest(path: Path, version: Version) -> str:
+    kept = record.read(companions.manifest(path))
+    return kept.digest if kept and kept.version == version else ""
 
 
 def _facts(path: Path, image_format_name: str) -> tuple[Version, int, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onestor_lib.agent.errors import InvalidInput
 
-_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,252}")  # as long as a name can be (RFC 1035)
 _DISK = re.compile(r"disk\.([0-9]+)")
 _STEP = "read the arguments"
 

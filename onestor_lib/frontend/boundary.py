@@ -54,7 +54,9 @@ def run(
     """
     journal = log.Log(action)
     status = _attempt(kind, action, list(argv), journal, work)
-    journal.summary("ok" if status == 0 else "failed")
+    # The action is over: nothing that happens now may change what oned makes of it.
+    with contextlib.suppress(Exception, Terminated):
+        journal.summary("ok" if status == 0 else "failed")
     return status
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent import counters, locks
-from onestor_lib.agent.errors import LockTimeout
-from onestor_lib.frontend import state
+from onestor_lib.agent.errors import InvalidInput, LockTimeout
+from onestor_lib.frontend import arguments, state
 
 PREFIX = "onestor_"
-_MOST, _LONGEST = 1e9, 64  # of what an agent may count, and call it
+_MOST = 1e9  # that an agent may count at once
+_MOST_SERIES = 10_000  # names with labels in the file; those that come later are not counted
 _PATIENCE = 2.0  # seconds for other actions that write down theirs
 # host:DIR or host:DIR/disk.N of a VM (contract section 2.1)
 _PLACE = re.compile(r"(?P<host>[^:/\s]+):/\S*/(?P<vm>\d+)(?:/(?P<disk>disk\.\d+))?")
@@ -53,15 +54,19 @@ class Tally:
         with self._lock:
             self._facts["bytes"] = int(self._facts.get("bytes", 0)) + size
 
-    def counted(self, counts: list[list[Any]]) -> None:
-        """Take over what an agent says; nothing of it is trusted but numbers of known names."""
-        for count in counts:
-            with contextlib.suppress(TypeError, ValueError):
+    def counted(self, peer: str, counts: Any) -> None:
+        """Take over what the agent of the host ``peer`` says; none of it is trusted.
+
+        Numbers of known names and reasons count, on itself or on a host that it has used.
+        """
+        for count in counts[: counters.MOST] if isinstance(counts, list) else ():
+            with contextlib.suppress(TypeError, ValueError, InvalidInput):
                 name, host, kind, value = count
-                if name in counters.NAMES and 0 <= float(value) < _MOST:
-                    labels = {"host": str(host)[:_LONGEST]}
-                    if kind:
-                        labels["reason"] = str(kind)[:_LONGEST]
+                labels = {"host": arguments.host(str(host) or peer)}
+                if kind:
+                    labels["reason"] = str(kind)
+                known = name in counters.NAMES and kind in ("", *counters.REASONS)
+                if known and 0 <= float(value) < _MOST:
                     self.add(name, float(value), **labels)
 
     def read_arguments(self, argv: list[str]) -> None:
@@ -95,21 +100,31 @@ class Tally:
 
 
 def _add(counters: dict[str, float]) -> None:
-    total = totals()
+    total = _read()
     for key, value in counters.items():
-        total[key] = total.get(key, 0) + value
+        if key in total or len(total) < _MOST_SERIES:
+            total[key] = total.get(key, 0) + value
     new = _file().with_name(".counters.new")
     new.write_text(json.dumps(total), encoding="ascii")
     new.replace(_file())
 
 
 def totals() -> dict[str, float]:
-    """What all actions so far have counted."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(_file().read_bytes())
-        if isinstance(found, dict):
-            return {str(key): float(value) for key, value in found.items()}
+    """What all actions so far have counted; nothing where that cannot be read."""
+    with contextlib.suppress(OSError):
+        return _read()
     return {}
+
+
+def _read() -> dict[str, float]:
+    """The same, for what is written back: raises ``OSError`` unless there is no file."""
+    try:
+        found = json.loads(_file().read_bytes())
+        return {str(key): float(value) for key, value in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError):
+        return {}  # damaged: no reason to count no more
 
 
 def name_of(key: str) -> str:

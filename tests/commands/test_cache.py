@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from onestor_lib.agent import companions
+from onestor_lib.agent.cache import record
+from onestor_lib.agent.cache.entry import Entry
+from onestor_lib.agent.transfer import digests_of
+from onestor_lib.agent.version import Version
+from tests.cluster import Node, wait_until
 from tests.commands.conftest import Desk
 from tests.drivers.conftest import BIG, MEDIUM_QCOW2, cached_names, digest
 from tests.oned.objects import Image
-from tests.testbed import DATASTORES
+from tests.testbed import AGENT, DATASTORES
 
 MB = 1 << 20
 ALL = "host01,host02,host03,host04"
@@ -20,6 +28,24 @@ def use_replica(desk: Desk, name: str = "host04") -> None:
 
 def entry(image: Image) -> str:
     return image.source.replace("//", "/")
+
+
+def damage(node: Node, image: Image) -> None:
+    script = f"chmod u+w {entry(image)}; printf damage | dd of={entry(image)} bs=1 seek=700000"
+    node.run(["sh", "-c", f"{script} conv=notrunc 2>/dev/null; chmod 444 {entry(image)}"])
+
+
+def forge(node: Node, image: Image) -> None:
+    """Give the entry other bytes, and a record that says just these were filled and verified."""
+    damage(node, image)
+    path = node.path(entry(image))
+    sidecar = Entry(path).sidecar
+    known = record.read(sidecar)
+    assert known
+    with path.open("rb") as file:
+        manifest = digests_of(file.fileno(), known.version.size)
+    local = Version.of(path.stat())
+    known._replace(digest=manifest.digest(), local=local).write(sidecar, manifest)
 
 
 def test_list_and_show(desk: Desk) -> None:
@@ -68,12 +94,27 @@ def test_verify_repairs(desk: Desk) -> None:
     desk.run("cache", "warm", str(image.id), "--hosts", "host01,host02")
     assert {row["result"] for row in desk.rows("cache", "verify")} == {"ok"}
     node = desk.node("host01")
-    script = f"chmod u+w {entry(image)}; printf damage | dd of={entry(image)} bs=1 seek=700000"
-    node.run(["sh", "-c", f"{script} conv=notrunc 2>/dev/null; chmod 444 {entry(image)}"])
+    damage(node, image)
     rows = {row["host"]: row for row in desk.rows("cache", "verify", str(image.id))}
     assert rows["host01"]["result"] == "repaired" and rows["host02"]["result"] == "ok"
     assert "chunk" in rows["host01"]["detail"]
     assert digest(node, entry(image)) == digest(desk.bed.frontend, image.source)
+
+
+def test_what_cannot_be_repaired_has_failed(desk: Desk) -> None:
+    image = desk.bed.image(MEDIUM_QCOW2)
+    desk.run("cache", "warm", str(image.id), "--hosts", "host01,host02")
+    damage(desk.node("host01"), image)
+    desk.bed.configure('HOST_CACHE_MAX_SIZE_MB="1"\n')
+    rows = {row["host"]: row for row in desk.rows("cache", "verify", status=1)}
+    assert rows["host01"]["result"] == "failed" and rows["host02"]["result"] == "ok"
+
+
+def test_a_word_that_is_no_host_does_not_stop_the_others(desk: Desk) -> None:
+    use_replica(desk, "host04 -oProxyCommand=id")
+    image = desk.bed.image(MEDIUM_QCOW2)
+    rows = desk.rows("cache", "warm", str(image.id), "--hosts", "host04")
+    assert rows[0]["result"] == "filled" and "-oProxyCommand=id" in desk.complaints
 
 
 def test_prune_and_drop(desk: Desk) -> None:
@@ -111,6 +152,41 @@ class TestWarm:
         (row,) = desk.rows("cache", "warm", str(image.id), "--hosts", "host03")
         assert row["result"] == "filled"
         assert desk.node("host02").bytes_sent() - before > 16 * MB
+
+    @pytest.mark.parametrize("known", [True, False])
+    def test_A8_a_host_is_not_believed(self, desk: Desk, known: bool) -> None:
+        """One that was broken into could give its whole cluster another image."""
+        image = desk.bed.image(BIG)
+        desk.run("cache", "warm", str(image.id), "--hosts", "host02")
+        forge(desk.node("host02"), image)
+        if not known:
+            desk.bed.frontend.path(str(companions.manifest(Path(entry(image))))).unlink()
+        rows = desk.rows("cache", "warm", str(image.id), "--hosts", "host02,host03,host04")
+        assert [row["result"] for row in rows] == ["hit", "filled", "filled"]
+        wanted = digest(desk.bed.frontend, image.source)
+        assert digest(desk.node("host02"), entry(image)) != wanted  # else this would prove nothing
+        for name in ("host03", "host04"):
+            assert digest(desk.node(name), entry(image)) == wanted
+        assert ("not that of the image" in desk.complaints) == known
+
+    def test_A5_who_waits_for_a_fill_hears_of_its_progress(self, desk: Desk) -> None:
+        """On every machine of the chain, also where the front-end is two machines away."""
+        image = desk.bed.image(BIG)
+        desk.bed.configure('REPLICA_COPY_LOCK_TIMEOUT="2"\n')
+        for name in ("host01", "host02"):
+            desk.node(name).limit_rate(20)
+        with desk.bed.frontend.popen(
+            ["onestor", "cache", "warm", str(image.id), "--hosts", "host01,host02"], env=AGENT
+        ) as warm:
+            wait_until(
+                lambda: any(".part" in name for name in desk.bed.files(desk.node("host02"))),
+                "the fill has begun",
+            )
+            desk.started(image, "host02")  # it takes longer than anybody waits without progress
+            assert warm.wait(timeout=60) == 0
+        assert "still held by" not in desk.bed.log()  # else it came past the cache
+        for name in ("host01", "host02"):
+            desk.node(name).unlimit_rate()
 
     def test_a_dead_host_costs_only_itself(self, desk: Desk) -> None:
         image = desk.bed.image(BIG)

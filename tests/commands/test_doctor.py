@@ -246,7 +246,7 @@ def an_attribute_that_does_not_parse(desk: Desk) -> Iterator[None]:
     yield
 
 
-@fault(("error", "datastores", "attributes"))
+@fault(("error", "datastore 102", "attributes"))
 def a_replica_that_is_no_host(desk: Desk) -> Iterator[None]:
     template(desk, REPLICA_HOST="-oProxyCommand=x")
     yield
@@ -273,6 +273,27 @@ def test_a_fault(desk: Desk, name: str) -> None:
     with plant(desk):
         status = int(any(level == "error" for level, _, _ in wanted))
         assert found(desk, status=status) == wanted
+
+
+def test_connections_that_sshd_drops_are_tried_again(desk: Desk) -> None:
+    """Many hosts that try to get to all others at once pass MaxStartups of sshd_config(5)."""
+    dropped = """
+[ -e /var/tmp/dropped ] && exec /usr/bin/ssh "$@"
+touch /var/tmp/dropped
+echo "kex_exchange_identification: Connection closed by remote host" >&2; exit 255"""
+    with program_before(desk.node("host02"), "ssh", dropped):
+        assert found(desk, status=0) == set()
+    desk.node("host02").run(["rm", "/var/tmp/dropped"])
+
+
+def test_answers_that_make_no_sense(desk: Desk) -> None:
+    """A host may say anything: it is told, and the others are judged as ever."""
+    nonsense = """case "$*" in *-c*) echo 'onestor agent'; echo '{"agent": {}}'
+while read line; do echo '{"result": {"clock": 1, "python": "x"}}'; done;; esac"""
+    with program_before(desk.node("host02"), "python3", nonsense):
+        bad = found(desk)
+    assert ("error", "host02", "answer") in bad
+    assert {host for _, host, _ in bad} == {"host02"}
 
 
 def test_no_agent_no_oned(desk: Desk) -> None:

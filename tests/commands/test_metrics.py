@@ -45,6 +45,15 @@ def test_evictions_and_failures(desk: Desk) -> None:
     assert found['onestor_actions_total{action="clone",outcome="failed"}'] == 1
 
 
+def test_a_disk_without_any_recovery_copy(desk: Desk) -> None:
+    """It has no age, so no alert about its lag would ever come."""
+    vm = desk.started(desk.bed.image(MEDIUM_QCOW2))
+    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "60"
+    desk.bed.cloud.save(vm)
+    found = figures(desk.run("metrics"))
+    assert found[f'onestor_recovery_missing{{disk="disk.0",vm="{vm.id}"}}'] == 1
+
+
 def test_a_file_for_the_collector(desk: Desk) -> None:
     desk.started(desk.bed.image(MEDIUM_QCOW2))
     assert desk.run("metrics", "--output", "/var/tmp/onestor.prom") == ""

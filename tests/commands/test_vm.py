@@ -9,11 +9,18 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
 from tests.commands.conftest import Desk
-from tests.drivers.conftest import MEDIUM, MEDIUM_QCOW2, content, unfinished, write
+from tests.drivers.conftest import (
+    MEDIUM,
+    MEDIUM_QCOW2,
+    content,
+    program_before,
+    unfinished,
+    write,
+)
 from tests.oned import objects
 from tests.oned.life import Life
 from tests.oned.objects import Vm
-from tests.testbed import DATASTORES
+from tests.testbed import AGENT, DATASTORES
 
 MB = 1 << 20
 
@@ -122,6 +129,85 @@ def test_a_vm_that_runs_in_spite_of_all(desk: Desk, vm: Vm) -> None:
         assert "uses it" in desk.complaints
         program.kill_tree()
     assert names(node, vm) == before
+
+
+def test_disks_of_another_driver_are_left_alone(desk: Desk, vm: Vm) -> None:
+    """It goes on to change them: as a snapshot that needs the base, as an image in its place."""
+    before = names(desk.node("host01"), vm)
+    disk, record = vm.disks[0].attributes, vm.history[-1]
+
+    def refused(reason: str) -> None:
+        desk.bed.cloud.save(vm)
+        for word in ("flatten", "thin"):
+            desk.run(word, str(vm.id), "0", status=1)
+            assert reason in desk.complaints
+        assert names(desk.node("host01"), vm) == before
+
+    disk["TM_MAD"] = "ssh"
+    refused("disk.0 is of the driver ssh still")
+    disk["TM_MAD"], record.tm_mad = "onestor", "ssh"
+    refused("the VM is of the driver ssh still")
+    record.tm_mad = "onestor"
+    disk.update(CLONE="NO", LN_TARGET="NONE")
+    refused("disk.0 is not a file in the VM's directory")
+
+
+def test_a_link_to_an_image_is_not_detached_from_it(desk: Desk, vm: Vm) -> None:
+    """Whatever oned says: what a guest writes afterwards would be lost to the image."""
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    elsewhere = f"{DATASTORES}/101/image"
+    node.run(
+        ["sh", "-c", f"qemu-img convert -O qcow2 {disk} {elsewhere}; ln -sf {elsewhere} {disk}"]
+    )
+    for word in ("flatten", "thin"):
+        desk.run(word, str(vm.id), "0", status=1)
+        assert "it is a link" in desk.complaints
+    assert node.path(disk).is_symlink()
+
+
+def test_internal_snapshots_are_not_lost(desk: Desk, vm: Vm) -> None:
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    node.run(["qemu-img", "snapshot", "-c", "mine", disk])
+    desk.run("flatten", str(vm.id), "0", status=1)
+    assert "internal snapshots" in desk.complaints
+    assert "mine" in node.run(["qemu-img", "snapshot", "-l", disk]).stdout
+
+
+def test_thin_takes_away_what_a_link_led_to(desk: Desk, vm: Vm) -> None:
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    before = content(node, disk, "qcow2")
+    script = f"""
+mkdir {disk}.snap && qemu-img convert -f qcow2 -O qcow2 {disk} {disk}.snap/disk &&
+rm {disk} {disk}.base && ln -s disk.0.snap/disk {disk}"""
+    node.run(["sh", "-c", script])
+    desk.run("thin", str(vm.id), "0")
+    assert names(node, vm) == {"disk.0", "disk.0.base"} and not node.path(disk).is_symlink()
+    assert content(node, disk, "qcow2") == before
+
+
+@pytest.mark.parametrize("word", ["flatten", "thin"])
+def test_a_vm_that_is_started_meanwhile(desk: Desk, vm: Vm, word: str) -> None:
+    """Its disk does not open, and nothing is replaced when oned says that it was."""
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    if word == "thin":
+        desk.run("flatten", str(vm.id), "0")
+    before, had = content(node, disk, "qcow2"), names(node, vm)
+    compares = """
+/usr/bin/qemu-img "$@" || exit
+case "$*" in *compare*) touch /var/tmp/compared; while [ -e /var/tmp/compared ]; do sleep 0.05; done
+esac"""
+    with (
+        program_before(node, "qemu-img", compares),
+        desk.bed.frontend.popen(["onestor", word, str(vm.id), "0"], env=AGENT) as process,
+    ):
+        wait_until(lambda: node.exists("/var/tmp/compared"), "the new file is compared")
+        opened = node.run(["qemu-io", "-f", "qcow2", "-c", "write 0 1k", disk], check=False)
+        assert opened.returncode and "lock" in opened.stdout + opened.stderr
+        desk.bed.cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
+        node.run(["rm", "/var/tmp/compared"])
+        assert process.wait(timeout=60) != 0
+    assert names(node, vm) == had and content(node, disk, "qcow2") == before
+    assert unfinished(desk.bed) == []
 
 
 @pytest.mark.crash

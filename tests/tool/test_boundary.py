@@ -372,3 +372,22 @@ def test_H3_K15_an_interrupted_action_leaves_nothing(
         assert process.returncode == -signal.SIGKILL
     else:
         assert (process.returncode, stderr) == (143, "cp: terminated\n")
+
+
+def test_an_interrupt_waits_for_no_host_that_was_asked() -> None:
+    code = """
+import threading
+from onestor_lib.agent import signals
+from onestor_lib.frontend import parallel
+signals.end_by_exception()
+def hang(name):
+    print("asked", flush=True)
+    threading.Event().wait()
+parallel.ask(["one"], hang)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout and process.stdout.readline() == b"asked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) != 0

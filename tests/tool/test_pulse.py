@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from onestor_lib.agent import channel, client
 from onestor_lib.agent.chunks import CHUNK
+from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.frontend import bundle, openssh
 from tests.tool.placing import send
 
@@ -26,6 +28,23 @@ def test_A8_a_transfer_that_takes_longer_than_the_pulse(
     sent = send(source, target)
     assert sent["sent"] == 64 * CHUNK
     assert target.read_bytes() == source.read_bytes()
+
+
+def test_K7_signs_of_life_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system that an agent looks at may hang while the agent itself lives."""
+    monkeypatch.setattr(channel, "PULSE", 0.01)
+    lives = """
+import sys, time
+print("onestor agent\\n{}", flush=True)
+while True:
+    print(flush=True)
+    time.sleep(0.01)
+"""
+    stream = client.ProcessStream([sys.executable, "-c", lives])
+    with client.AgentClient(stream, "host01", patience=0.5) as agent:
+        agent.start(b"")
+        with pytest.raises(HostUnreachable, match="it lives, but has done nothing"):
+            agent.call("cache.entries")
 
 
 def test_no_pulse_after_the_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.supply import Supply
 
 MB = 1 << 20
-FACTS = {"version": {"size": 5, "mtime_ns": 6, "inode": 7}, "allocated": 4096,
+FACTS: dict[str, Any] = {"digest": "",
+         "version": {"size": 5, "mtime_ns": 6, "inode": 7}, "allocated": 4096,
          "snapshots": {"10": 5, "123": 6}}  # fmt: skip
 WRITTEN = {"size": 5, "mtime_ns": 8, "inode": 9}  # what the receiver has written
 PART = f"/d/1/.0a.{'b' * 16}.part"
@@ -235,6 +236,17 @@ def test_A18_the_next_replica_then_the_origin_and_one_warning_each(
     assert supply.way == ["r2", "localhost"]
     assert len(world.warned) == 4
     assert supply.sent == 3 + 7
+
+
+def test_A8_a_replica_that_has_other_bytes_than_the_image_is_not_used(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the origin knows what is in the image; size and time may be right by chance."""
+    monkeypatch.setitem(FACTS, "digest", "e")
+    supply = world.supply("r1")
+    answer = supply.answer(IMAGE)
+    assert world.asked == ["r1", FROM_ORIGIN] and answer["digest"] == "e"
+    assert world.targets[1]["reuse"] and "not that of the image" in world.warned[0]
 
 
 @pytest.mark.parametrize("item", ["image", "disk"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,21 +49,32 @@ def test_actions_add_up_also_at_the_same_time() -> None:
 
 def test_what_an_agent_says_is_not_trusted() -> None:
     found = Tally()
+    one = [counters.LOCK_SECONDS, "", "", 1]
     found.counted(
+        "host01",
         [
-            [counters.EVICTIONS, "host01", "to make room", 2],
-            ["actions_total", "host01", "", 1],
-            [counters.EVICTIONS, "host01", "x" * 1000, 1],
-            [counters.EVICTIONS, "host01", "", -5],
-            [counters.EVICTIONS, "host01", "", "nan"],
+            [counters.EVICTIONS, "", counters.NO_ROOM, 2],
+            [counters.LOCK_SECONDS, "replica", "", 3],
+            ["actions_total", "", "", 1],
+            [counters.EVICTIONS, "", "another reason", 1],
+            [counters.EVICTIONS, "", "", -5],
+            [counters.EVICTIONS, "", "", "nan"],
+            [counters.EVICTIONS, "x" * 1000, "", 1],
+            [counters.EVICTIONS, '\udcff"}', "", 1],
+            [["list"], "", "", 1],
             ["short"],
-        ]
+            *[one] * 1000,
+        ],
     )
+    nonsense: Any
+    for nonsense in ({}, 7, None, "text"):
+        found.counted("host01", nonsense)
     found.keep()
-    kept = tally.totals()
-    assert kept.pop('onestor_evictions_total{host="host01",reason="to make room"}') == 2
-    (long,) = kept
-    assert len(long) < 200
+    assert tally.totals() == {
+        'onestor_evictions_total{host="host01",reason="to make room"}': 2,
+        'onestor_lock_wait_seconds_total{host="replica"}': 3,
+        'onestor_lock_wait_seconds_total{host="host01"}': counters.MOST - 10,
+    }
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": "b"}'])
@@ -81,3 +93,29 @@ def test_where_nothing_can_be_kept_nothing_is_said(home: Path) -> None:
     found.add("actions_total", 1)
     found.keep()
     assert tally.totals() == {}
+
+
+def test_a_file_that_cannot_be_read_is_not_begun_anew(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Tally()
+    first.add("actions_total", 5)
+    first.keep()
+
+    def fail(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    later = Tally()
+    later.add("actions_total", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        later.keep()
+    assert tally.totals() == {"onestor_actions_total": 5}
+
+
+def test_there_is_an_end_to_names(home: Path) -> None:
+    found = Tally()
+    for number in range(10_100):
+        found.add("sent_bytes_total", 1, target=f"h{number}")
+    found.keep()
+    assert len(tally.totals()) == 10_000

@@ -194,7 +194,7 @@ def _drop_orphans(call: Dialogue, wanted: Wanted) -> None:
         if names:
             gone = call.ask("gone", directory=str(directory), names=names).get("names", [])
             for name in set(gone) & set(names):
-                room.drop_idle(directory / name, "the image is no more", call.log)
+                room.drop_idle(directory / name, counters.NO_IMAGE, call.log)
     except (OnestorError, OSError) as error:
         call.log("DEBUG", f"old entries in {directory} were not looked after: {error}")
 

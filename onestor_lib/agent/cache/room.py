@@ -103,7 +103,10 @@ def orphan_candidates(directory: Path, age: float) -> list[str]:
 
 
 def drop_idle(path: Path, reason: str, say: Say) -> None:
-    """Remove the entry ``path`` unless somebody uses it just now."""
+    """Remove the entry ``path`` unless somebody uses it just now.
+
+    ``reason`` is one of ``counters.REASONS``.
+    """
     with locks.exclusive_now(Entry(path).lock, purpose="evict") as free:
         if free:
             entry = Entry(path)
@@ -284,7 +287,7 @@ def _evict(each: Stored, say: Say) -> int:
         return each.part_bytes
     entry.drop()
     say("INFO", f"evicted {entry.image} ({_freed(each) // MB} MB) to make room")
-    counters.add(counters.EVICTIONS, 1, "to make room")
+    counters.add(counters.EVICTIONS, 1, counters.NO_ROOM)
     return _freed(each)
 
 

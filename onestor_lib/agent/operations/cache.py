@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import frames, locks, priority, transfer
+from onestor_lib.agent import counters, frames, locks, priority, transfer
 from onestor_lib.agent.bandwidth import Limit, datastores_of
 from onestor_lib.agent.cache import entry as entries
 from onestor_lib.agent.cache import fill, growing, record, room, scrub
@@ -141,7 +141,7 @@ def drop(call: Call, *, path: str) -> dict[str, bool]:
         raise InvalidInput("drop from the cache", "not the path of an image", path=path)
     if image.name not in entries.names_in(image.parent):
         return {"dropped": False}
-    room.drop_idle(image, "its image was removed", call.log)
+    room.drop_idle(image, counters.IMAGE_REMOVED, call.log)
     return {"dropped": image.name not in entries.names_in(image.parent)}
 
 

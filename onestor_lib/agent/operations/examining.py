@@ -22,8 +22,10 @@ from onestor_lib.agent.server import Call
 
 _QUICK = 3.0  # seconds for a program
 _AT_ONCE = 32
+_PEERS_AT_ONCE = 4  # all hosts try to get to all others at the same time
 # What libvirt runs qemu as, in its capabilities: "+64055:+109" (libvirt, "baselabel").
 _OWNER = re.compile(rb"<baselabel type='(?:kvm|qemu)'>\+(\d+):\+(\d+)</baselabel>")
+_MOST_RULES = 1 << 18  # characters
 _RULES = (Path("/etc/apparmor.d/abstractions/libvirt-qemu"), Path("/etc/apparmor.d/local"))
 
 
@@ -58,16 +60,17 @@ def examine(
 
 
 def reach(call: Call, *, peers: dict[str, list[str]], timeout: float) -> dict[str, str]:
-    """Run the command that connects to each of ``peers``, all at once; why it failed, or ""."""
+    """Run the command that connects to each of ``peers``; why it failed, or ""."""
 
     def attempt(argv: list[str]) -> str:
+        call.progress(0, 0)
         try:
             result = process.run(argv, timeout=timeout, step="connect")
         except OnestorError as error:
             return error.cause
         return "" if result.ok else result.reason
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_PEERS_AT_ONCE) as pool:
         return dict(zip(peers, pool.map(attempt, peers.values())))
 
 
@@ -105,7 +108,7 @@ def _capabilities(uri: str) -> dict[str, Any]:
 
 
 def _rules() -> str:
-    """All that AppArmor's abstractions for qemu say, with what is included locally."""
+    """What AppArmor's abstractions for qemu say, with what is included locally."""
     texts = []
     for path in _RULES:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -113,7 +116,7 @@ def _rules() -> str:
             if "libvirt" in str(file):
                 with contextlib.suppress(OSError):
                     texts.append(file.read_text(encoding="utf-8", errors="replace"))
-    return "\n".join(texts)
+    return "\n".join(texts)[:_MOST_RULES]
 
 
 def _directory(path: Path) -> dict[str, Any]:

@@ -165,7 +165,8 @@ def thin(
         vm_directory.write_record(disk.file, record)
         base.publish(mode=0o444, replace=os.path.lexists(final))
         crashpoints.reach("thin.based")
-        temporary.publish(mode=0o660, replace=True)
+        disk.replace(temporary, layers)
+        disk.tidy()
         return {"done": True, "bytes": disk.file.stat().st_blocks * 512}
 
 
@@ -177,6 +178,12 @@ def _off(
     with held(call, path, image_format, step, lock_timeout) as disk:
         priority.lower(**bulk)
         layers = disk.layers(disk.file)
+        if disk.file.is_symlink():
+            layout.require_within(disk.file, layers, step=step)
+        for layer in layers:
+            if chain.internal_snapshots(*layer, step=step):
+                cause = "it has internal snapshots, which would be lost"
+                raise NotAllowed(step, cause, path=str(layer.path))
         with qemu_img.barred(layers[0].path, step=step):
             if disk.require_unused():
                 disk.warn_of_backups()

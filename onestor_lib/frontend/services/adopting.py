@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from onestor_lib.agent import errors
 from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed, OnestorError
 from onestor_lib.agent.vm_directory import DRIVER
-from onestor_lib.frontend import arguments, oned, xml
+from onestor_lib.frontend import arguments, oned, parallel, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import moving, recovery, vms
-from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 FORMER = "ssh"  # the driver whose datastores can be adopted
 
@@ -46,7 +45,6 @@ _STATES = {
     "8": "powered off",
     vms.UNDEPLOYED: "undeployed",
 }
-_AT_ONCE = 16  # hosts that are looked at
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,10 @@ class Report:
     problems: int = 0
 
     def ok(self, text: str) -> None:
-        self.lines.append(f"ok: {text}")
+        self.lines.append(errors.one_line(f"ok: {text}"))
 
     def problem(self, text: str) -> None:
-        self.lines.append(f"problem: {text}")
+        self.lines.append(errors.one_line(f"problem: {text}"))
         self.problems += 1
 
 
@@ -176,25 +174,26 @@ class Adoption:
         for each in placed:
             by_host.setdefault(each.host, []).append(each)
         settings = self._settings()
-        with ThreadPoolExecutor(_AT_ONCE) as looking:
-            work = looking.map(lambda host: self._look(settings, host, by_host[host]), by_host)
-            for found in work:
-                for is_good, text in found:
-                    (self.report.ok if is_good else self.report.problem)(text)
+        answers, failed = parallel.ask(
+            list(by_host), lambda host: self._look(settings, host, by_host[host])
+        )
+        for host, here in by_host.items():
+            for is_good, text in answers.get(host, ()):
+                (self.report.ok if is_good else self.report.problem)(text)
+            if host in failed:
+                names = ", ".join(str(each.vm_id) for each in here)
+                mend = "mend: onestor must reach the host"
+                self.report.problem(f"{failed[host]}; VMs there: {names}; {mend}")
 
     def _look(self, settings: Settings, host: str, placed: list[Placed]) -> list[tuple[bool, str]]:
         """A line for each VM of a host, and whether it is a good one."""
-        hosts = Hosts(settings, copy.copy(self._request.log))
+        hosts = Hosts(settings, copy.copy(self._request.log), patience=PATIENCE)
         found: list[tuple[bool, str]] = []
-        try:
-            with hosts.agent(host) if host else hosts.local_agent() as agent:
-                for each in placed:
-                    disks = [*_disks(each.vm)]
-                    said = agent.call("directory.layouts", path=each.path, disks=disks)
-                    found += _judged(each, disks, said, agent.host)
-        except OnestorError as error:
-            names = ", ".join(str(each.vm_id) for each in placed)
-            found.append((False, f"{error}; VMs there: {names}; mend: onestor must reach the host"))
+        with hosts.agent(host) if host else hosts.local_agent() as agent:
+            for each in placed:
+                disks = [*_disks(each.vm)]
+                said = agent.call("directory.layouts", path=each.path, disks=disks)
+                found += _judged(each, disks, said, agent.host)
         return found
 
     # -- what changes
@@ -327,6 +326,8 @@ def _disks(vm: xml.Element) -> Iterator[dict[str, Any]]:
 def _judged(
     placed: Placed, disks: list[dict[str, Any]], said: list[dict[str, Any]], host: str
 ) -> Iterator[tuple[bool, str]]:
+    if [answer.get("name") for answer in said] != [disk["name"] for disk in disks]:
+        raise OnestorError("look at the disks", "the answer is not about them", host=host)
     good = []
     for disk, answer in zip(disks, said):
         if "error" in answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from onestor_lib.frontend import arguments, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import warming
 from onestor_lib.frontend.services.fleet import Fleet, Machine
+from onestor_lib.frontend.services.hosts import PATIENCE
 from onestor_lib.frontend.services.supply import limits
 
 COMPLETE, DAMAGED, STALE = "complete", "damaged", "old version"
@@ -54,15 +56,20 @@ class Caches:
         """Read an entry again; a damaged one is dropped. What was wrong, "" if nothing was."""
         machine = self._machine(row["host"])
         timeout = machine.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT")
-        answer = self.fleet.call(machine, "cache.verify", path=row["path"], lock_timeout=timeout)
+        answer = self.fleet.call(
+            machine, "cache.verify", patience=math.inf, path=row["path"], lock_timeout=timeout
+        )
         return str(answer["wrong"])
 
     def repair(self, row: Row) -> None:
-        """Fill an entry anew that was dropped."""
+        """Fill an entry anew that was dropped; raises :class:`OnestorError`."""
         image = self.images.get(row["path"])
         if image is None:
             raise Missing("repair the cache", "its image is no more", path=row["path"])
-        warming.warm(self._request, self.fleet, image, [self._machine(row["host"])])
+        machine = self._machine(row["host"])
+        (filled,) = warming.warm(self._request, self.fleet, image, [machine])
+        if filled["result"] == warming.FAILED:
+            raise OnestorError("repair the cache", filled["error"])
 
     def prune(self) -> tuple[list[Row], dict[str, OnestorError]]:
         """Remove entries of images that are no more, and what the limits do not allow."""
@@ -73,13 +80,15 @@ class Caches:
                 if entry["path"] not in self.images:
                     self.fleet.call(machine, "cache.drop", path=entry["path"])
             tier = "REPLICA" if machine.tier == "replica" else "HOST_CACHE"
+            timeout = machine.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT")
             for root in self._roots():
                 self.fleet.call(
                     machine,
                     "cache.trim",
+                    patience=timeout + PATIENCE,
                     root=root,
                     limits=limits(machine.settings, tier),
-                    lock_timeout=machine.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
+                    lock_timeout=timeout,
                 )
             before = sum(int(each["bytes"]) + int(each["part_bytes"]) for each in entries)
             after = self._entries(machine)

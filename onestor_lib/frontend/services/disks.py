@@ -18,6 +18,7 @@ from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
 
 _CACHE = [each.name for each in TM_ATTRIBUTES if each.name.startswith("CACHE_")]
+_CACHE_HAD = ("hit", "miss")  # what a host may say of its cache besides "none"
 
 
 class Placement:
@@ -100,15 +101,16 @@ class Placement:
                 )
                 crashpoints.reach("frontend.placed")
         tally = self.log.tally
-        tally.fact(image=disk.image_id, cache=placed["cache"])
-        tally.add("cache_requests_total", 1, host=self.target.host, result=placed["cache"])
+        how = str(placed["cache"]) if placed["cache"] in _CACHE_HAD else "none"
+        tally.fact(image=disk.image_id, cache=how)
+        tally.add("cache_requests_total", 1, host=self.target.host, result=how)
         if caches:
             saved = max(0, int(facts["allocated"]) - supply.sent)
             tally.add("saved_bytes_total", saved, host=self.target.host)
         way = f" from {', '.join(supply.way)}" if supply.way else ""
         self.log.info(
             f"VM {self.vm_id} {self.target.name} on {self.target.host} of {self._image(disk)}: "
-            f"cache {placed['cache']}, {supply.sent / MB:.1f} MB sent{way}, "
+            f"cache {how}, {supply.sent / MB:.1f} MB sent{way}, "
             f"{time.monotonic() - begin:.2f} s"
         )
 

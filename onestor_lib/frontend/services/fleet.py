@@ -1,26 +1,23 @@
 """The machines that have something of ours: the hosts of onestor's datastores, and the replicas.
 
-For commands that look at all of them. Each is asked in a thread of its own: one that is slow or
-dead costs the others nothing, and is told with its reason.
+For commands that look at all of them.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from onestor_lib.agent.errors import InvalidInput, OnestorError
-from onestor_lib.frontend import arguments, oned, xml
+from onestor_lib.frontend import arguments, oned, parallel, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import systems
-from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 REPLICA, HOST = "replica", "host"  # tiers of the cache
-_AT_ONCE = 32
 _OFFLINE = "8"  # a state of a host: nobody expects an answer of it
 
 T = TypeVar("T")
@@ -69,35 +66,22 @@ class Fleet:
             raise InvalidInput("choose hosts", f"cluster {cluster} has no host of onestor's")
         return found
 
-    def hosts(self, machine: Machine) -> Hosts:
+    def hosts(self, machine: Machine, patience: float = PATIENCE) -> Hosts:
         """What connects to a machine; its own, so that threads share nothing."""
-        return Hosts(machine.settings, copy.copy(self._request.log))
+        return Hosts(machine.settings, copy.copy(self._request.log), patience=patience)
 
     def ask(
         self, machines: Iterable[Machine], question: Callable[[Machine], T]
     ) -> tuple[dict[str, T], dict[str, OnestorError]]:
         """Ask all at once: the answers by name, and why the others have none."""
+        chosen = {machine.name: machine for machine in machines}
+        return parallel.ask(list(chosen), lambda name: question(chosen[name]))
 
-        def answer(machine: Machine) -> T | OnestorError:
-            try:
-                return question(machine)
-            except OnestorError as error:
-                return error
-
-        chosen = list(machines)
-        answers: dict[str, T] = {}
-        failed: dict[str, OnestorError] = {}
-        with ThreadPoolExecutor(_AT_ONCE) as asking:
-            for machine, found in zip(chosen, asking.map(answer, chosen)):
-                if isinstance(found, OnestorError):
-                    failed[machine.name] = found
-                else:
-                    answers[machine.name] = found
-        return answers, failed
-
-    def call(self, machine: Machine, operation: str, **facts: Any) -> Any:
+    def call(
+        self, machine: Machine, operation: str, *, patience: float = PATIENCE, **facts: Any
+    ) -> Any:
         """One operation on one machine."""
-        with self.hosts(machine).agent(machine.name) as agent:
+        with self.hosts(machine, patience).agent(machine.name) as agent:
             return agent.call(operation, **facts)
 
     def _machines(self) -> list[Machine]:
@@ -107,8 +91,8 @@ class Fleet:
             for each in system.all("CLUSTERS/ID"):
                 clusters.setdefault(each.text("."), system)
             settings = self.settings_of(system)
-            for word in [*settings.words("REPLICA_HOST"), *settings.words("CACHE_UPSTREAMS")]:
-                replicas.setdefault(arguments.host(word), settings)
+            for name in self._replicas_of(system, settings):
+                replicas.setdefault(name, settings)
         found = {}
         for host in self.client.hosts().all("HOST"):
             name, cluster = host.text("NAME"), host.text("CLUSTER_ID")
@@ -121,3 +105,11 @@ class Fleet:
         for name, settings in replicas.items():
             found.setdefault(name, Machine(name, "", REPLICA, settings))
         return sorted(found.values(), key=lambda each: (each.tier != REPLICA, each.name))
+
+    def _replicas_of(self, system: xml.Element, settings: Settings) -> Iterator[str]:
+        """The replicas of a system datastore; a word that is no host is told and left out."""
+        for word in [*settings.words("REPLICA_HOST"), *settings.words("CACHE_UPSTREAMS")]:
+            try:
+                yield arguments.host(word)
+            except InvalidInput as error:
+                self._request.log.warn(f"datastore {system.text('ID')}: {error}")

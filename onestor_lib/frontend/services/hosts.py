@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,7 @@ from onestor_lib.frontend import bundle, openssh, ssh
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
 
+PATIENCE = 60.0  # seconds without any progress, for what is asked of many
 _REPORT = 10.0  # seconds between two notes about progress
 
 
@@ -22,14 +25,22 @@ _REPORT = 10.0  # seconds between two notes about progress
 class Hosts:
     """Connects to hosts for one action, with its settings and its log.
 
-    ``watch`` is told how many bytes of a long step are done, and of how many.
+    ``watch`` is told how many bytes of a long step are done, and of how many; ``patience`` is how
+    many seconds an agent may do nothing (see ``AgentClient``).
     """
 
     settings: Settings
     log: Log
     watch: Callable[[int, int], None] = field(default=lambda done, total: None)
+    patience: float = math.inf
     _reported: float = field(default_factory=time.monotonic, init=False)
     _agents: list[AgentClient] = field(default_factory=list, init=False)
+
+    def under(self, settings: Settings) -> Hosts:
+        """The same for hosts with other settings: they hear of each other's progress."""
+        other = copy.copy(self)  # with the same list of agents
+        other.settings = settings
+        return other
 
     def is_here(self, host: str) -> bool:
         """Whether ``host`` is this machine by name. Another name for it works too, over ssh."""
@@ -72,6 +83,7 @@ class Hosts:
             on_log=self._forward,
             on_progress=self._progress,
             on_counts=self.log.tally.counted,
+            patience=self.patience,
         ) as agent:
             agent.start(bundle.build())
             self._agents.append(agent)

@@ -20,6 +20,7 @@ _KNOWN = (
     ("evictions_total", "counter", "images that left a host's cache, by reason"),
     ("lock_wait_seconds_total", "counter", "time agents waited for each other's locks"),
     ("recovery_copies_total", "counter", "recovery copies: made, unchanged, failed"),
+    ("recovery_missing", "gauge", "1 for a disk that asks for recovery copies and has none"),
     ("recovery_age_seconds", "gauge", "how old a disk's youngest recovery copy is"),
     ("recovery_lag_seconds", "gauge", "how much older than its disk asks for"),
 )
@@ -33,6 +34,8 @@ def figures(request: Request) -> dict[str, float]:
         for name in ("age", "lag"):
             if row[name] is not None:
                 series[tally.series(f"recovery_{name}_seconds", **labels)] = row[name]
+        if row["frequency"] is not None:
+            series[tally.series("recovery_missing", **labels)] = row["age"] is None
     return series
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from onestor_lib.agent.errors import OnestorError
-from onestor_lib.frontend import state
+from onestor_lib.frontend import parallel, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.recovery import Cloud, Wanted, copies_on, root
-
-_AT_ONCE = 32  # replicas that are asked at once
 
 Row = dict[str, Any]
 _Found = dict[tuple[int, str], tuple[str, dict[str, Any]]]
@@ -38,24 +35,17 @@ def rows(request: Request) -> list[Row]:
 def _youngest(request: Request, replicas: dict[str, Settings]) -> tuple[_Found, dict[str, str]]:
     """The youngest copy of each disk and where it lies; the replicas that do not answer, why."""
 
-    def ask(replica: str) -> list[dict[str, Any]] | str:
-        try:
-            return copies_on(replica, replicas[replica], copy.copy(request.log))
-        except OnestorError as error:
-            return str(error)
-
+    answers, failed = parallel.ask(
+        list(replicas),
+        lambda replica: copies_on(replica, replicas[replica], copy.copy(request.log)),
+    )
     found: _Found = {}
-    failed: dict[str, str] = {}
-    with ThreadPoolExecutor(_AT_ONCE) as asking:
-        for replica, answer in zip(replicas, asking.map(ask, replicas)):
-            if isinstance(answer, str):
-                failed[replica] = answer
-                continue
-            for each in answer:
-                key = int(each["vm"]), str(each["disk"])
-                if each["disk"] and (key not in found or found[key][1]["point"] < each["point"]):
-                    found[key] = replica, each
-    return found, failed
+    for replica, answer in answers.items():
+        for each in answer:
+            key = int(each["vm"]), str(each["disk"])
+            if each["disk"] and (key not in found or found[key][1]["point"] < each["point"]):
+                found[key] = replica, each
+    return found, {replica: str(error) for replica, error in failed.items()}
 
 
 def _row(

@@ -19,7 +19,7 @@ from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import domains, systems, vms
-from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 ATTRIBUTE = "RECOVERY_SNAPSHOT_FREQ"
 _NOTHING_TO_LOSE = ("CDROM", "SWAP")  # types of disks
@@ -171,7 +171,7 @@ def usable(settings: Settings, host: str) -> tuple[tuple[str, ...], str]:
 
 def copies_on(replica: str, settings: Settings, log: Log) -> list[dict[str, Any]]:
     """All copies there, as ``recovery.copies`` says; raises :class:`OnestorError`."""
-    with Hosts(settings, log).agent(replica) as agent:
+    with Hosts(settings, log, patience=PATIENCE).agent(replica) as agent:
         found: list[dict[str, Any]] = agent.call("recovery.copies", root=root(settings))
     return found
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed
+from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import bridges, overview, systems, vms
+from onestor_lib.frontend.services import bridges, moving, overview, systems, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
@@ -126,7 +127,24 @@ class Disks:
             raise NotAllowed(self._kind, f"VM {self._id} is not powered off (onevm poweroff)")
         place = f"{self._directory.host}:{self._directory.path}/disk.{disk_id}"
         target = arguments.vm_path(place, self._id)
-        return target, vms.describe(self._vm, target)
+        disk = vms.describe(self._vm, target)
+        self._require_own(target, disk)
+        return target, disk
+
+    def _require_own(self, target: arguments.VmPath, disk: vms.Disk) -> None:
+        """What another driver has made it goes on to change: snapshots, or an image in its place.
+
+        So it is on a datastore that was adopted (docs/operations.md).
+        """
+        drivers = {
+            "the VM": self._vm.text(f"{_RECORD}/TM_MAD"),
+            target.name: disk.template.text("TM_MAD") if disk.template else "",
+        }
+        for what, driver in drivers.items():
+            if driver not in ("", DRIVER):
+                raise NotAllowed(self._kind, f"{what} is of the driver {driver} still")
+        if target.name not in moving.own_disks(self._vm):
+            raise NotAllowed(self._kind, f"{target.name} is not a file in the VM's directory")
 
     def _image_of(self, disk: vms.Disk) -> xml.Element:
         if not disk.image_id:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from onestor_lib.agent import crashpoints
-from onestor_lib.agent.errors import NotAllowed, OnestorError
+from onestor_lib.agent.errors import NotAllowed, OnestorError, TransferFailed
 from onestor_lib.agent.publish import is_temporary
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.arguments import VmPath
@@ -97,6 +97,7 @@ class Supply:
                     answer=self.answer,
                     **target,
                 )
+                require_content(self._facts["digest"], found, replica)
             except OnestorError as error:
                 self._hosts.log.warn(f"replica {replica} is not used: {error}")
                 target["reuse"] = True
@@ -170,6 +171,15 @@ def wanted(
         "purpose": purpose,
         "bulk": hosts.bulk_priority(),
     }
+
+
+def require_content(digest: str, found: dict[str, Any], host: str) -> None:
+    """Raise :class:`TransferFailed` when ``host`` has sent other content than ``digest``, if any.
+
+    Whoever receives compares with what the sender says of itself, which is not enough.
+    """
+    if digest not in ("", found["digest"]):
+        raise TransferFailed("compare the content", "it is not that of the image", host=host)
 
 
 def goes_beside(image: str, temporary: str, manifest: str) -> bool:

@@ -4,26 +4,30 @@ The machines form chains. The first of a chain fetches from the nearest machine 
 one of its cluster, a replica, or the origin. Each next one fetches from the one before it while
 that is still being filled (cut-through), so that a chain takes hardly longer than one fill. Where
 a link of it fails, the rest fetches from elsewhere.
+
+No host is believed about what is in the image, see :class:`_Content`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from onestor_lib.agent.errors import InvalidInput, NotAllowed, OnestorError
-from onestor_lib.frontend import arguments, xml
+from onestor_lib.frontend import arguments, parallel, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import bridges, transfer
 from onestor_lib.frontend.services.fleet import REPLICA, Fleet, Machine
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.origin import Origin
-from onestor_lib.frontend.services.supply import goes_beside, wanted
+from onestor_lib.frontend.services.supply import goes_beside, require_content, wanted
 
+FAILED = "failed"
 _LONGEST = 16  # machines in one chain
 _PERSISTENT = "1"
 _STEP = "warm the cache"
@@ -63,15 +67,21 @@ def warm(
         **{name: _failed(error) for name, error in unreachable.items()},
     }
     near = _holders(fleet, path, facts["version"], exclude=cold)
-    chains = [_Chain(fleet, image, facts, chain, near, progress) for chain in _chains(cold)]
-    with ThreadPoolExecutor(max(1, len(chains))) as pool:
-        for found in pool.map(_Chain.run, chains):
-            outcome.update(found)
+    content = _Content(str(facts["digest"]))
+    chains = {
+        chain[0].name: _Chain(fleet, image, facts, content, chain, near, progress)
+        for chain in _chains(cold)
+    }
+    filled, _ = parallel.ask(
+        list(chains), lambda first: chains[first].run(), at_once=max(1, len(chains))
+    )
+    for found in filled.values():
+        outcome.update(found)
     return [{"host": machine.name, **outcome[machine.name]} for machine in machines]
 
 
 def _failed(error: OnestorError) -> dict[str, Any]:
-    return {"result": "failed", "error": str(error)}
+    return {"result": FAILED, "error": str(error)}
 
 
 def _chains(machines: list[Machine]) -> list[list[Machine]]:
@@ -101,6 +111,32 @@ def _has(fleet: Fleet, machine: Machine, path: str, version: dict[str, int]) -> 
     return any(each["path"] == path and each["version"] == version for each in entries)
 
 
+class _Content:
+    """What is in the image: the origin has its digest on record, or else says it with its content.
+
+    Until one of these or a replica has said it, none but they may send. Chains share it.
+    """
+
+    def __init__(self, digest: str) -> None:
+        self._digest = digest
+        self._lock = threading.Lock()
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self._digest)
+
+    def came_from(self, machine: Machine, found: dict[str, Any]) -> None:
+        """Raise :class:`TransferFailed` unless what a machine has sent is the image."""
+        with self._lock:
+            if not self._digest and machine.tier == REPLICA:
+                self._digest = str(found["digest"])
+            require_content(self._digest or "not known", found, machine.name)
+
+    def came_from_origin(self, found: dict[str, Any]) -> None:
+        with self._lock:
+            self._digest = str(found["digest"])
+
+
 class _Chain:
     """Machines that are filled one from the other, at the same time."""
 
@@ -109,16 +145,18 @@ class _Chain:
         fleet: Fleet,
         image: xml.Element,
         facts: dict[str, Any],
+        content: _Content,
         machines: list[Machine],
         near: list[Machine],
         progress: Progress,
     ) -> None:
         self._fleet, self._facts, self._machines = fleet, facts, machines
-        self._image, self._path = image, arguments.checked_path(image.text("SOURCE"))
+        self._image, self._content = image, content
+        self._path = arguments.checked_path(image.text("SOURCE"))
         cluster = machines[0].cluster
         self._near = sorted(near, key=lambda each: (each.cluster != cluster, each.tier != REPLICA))
         self._progress = progress
-        self._hosts = self._watched(machines[0])
+        self._hosts = fleet.hosts(machines[0], patience=math.inf)
         self._begin = time.monotonic()
         self.outcome: dict[str, dict[str, Any]] = {}
 
@@ -127,7 +165,9 @@ class _Chain:
         last, size = self._machines[-1].name, int(self._facts["version"]["size"])
         self._progress(last, 0, size)
         try:
-            with _origin(self._hosts, self._fleet, self._image) as self._origin:
+            with _origin(
+                self._watched(self._machines[0]), self._fleet, self._image
+            ) as self._origin:
                 for number in reversed(range(len(self._machines))):
                     self._attempt(number)
         except OnestorError as error:
@@ -139,7 +179,8 @@ class _Chain:
     def _attempt(self, number: int) -> None:
         name = self._machines[number].name
         try:
-            self._fill(number)
+            with parallel.understood(name):
+                self._fill(number)
         except OnestorError as error:
             self.outcome[name] = _failed(error)
 
@@ -155,7 +196,8 @@ class _Chain:
         self.outcome[machine.name] = {"result": "filled", "error": "", "seconds": seconds}
 
     def _watched(self, machine: Machine) -> Hosts:
-        hosts = self._fleet.hosts(machine)
+        """What connects to a machine: all of the chain hear of each other's progress."""
+        hosts = self._hosts.under(machine.settings)
         if machine is self._machines[-1]:  # whatever it has, those before it have, too
             size = int(self._facts["version"]["size"])
             hosts.watch = lambda done, total: self._progress(machine.name, min(done, size), size)
@@ -174,6 +216,7 @@ class _Chain:
         for source in self._sources(number):
             try:
                 found = self._pull(source, machine, target)
+                self._content.came_from(source, found)
             except OnestorError as error:
                 self._hosts.log.warn(f"{source.name} does not send to {machine.name}: {error}")
                 target["reuse"] = True
@@ -182,15 +225,18 @@ class _Chain:
         version = self._facts["version"]
         agent = self._origin.agent()
         found = transfer.bring(
-            self._hosts, agent, self._path, host=machine.name, version=version, **target
+            self._watched(machine), agent, self._path, host=machine.name, version=version, **target
         )
+        self._content.came_from_origin(found)
         return {**found, "source": self._origin.host}
 
     def _sources(self, number: int) -> Iterator[Machine]:
         """From whom the machine ``number`` may fetch, the best first."""
-        if number:
+        if number:  # when it asks the origin in turn, that is done before it has sent the end
             yield self._machines[number - 1]
-        yield from self._near[:2]
+        yield from [each for each in self._near if self._content.is_known or each.tier == REPLICA][
+            :2
+        ]
 
     def _pull(self, source: Machine, machine: Machine, target: dict[str, Any]) -> dict[str, Any]:
         before = self._machines.index(source) if source in self._machines else None

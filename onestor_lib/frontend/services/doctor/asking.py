@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from onestor_lib.agent.errors import OnestorError
-from onestor_lib.frontend import arguments, boundary, openssh
+from onestor_lib.frontend import arguments, boundary, openssh, parallel, retry
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services.fleet import Fleet, Machine
 
@@ -24,6 +25,7 @@ _NEEDED = (  # what oned's probes run there
     "onestor_lib/agent/usage.py",
 )
 _AT_ONCE = 64
+_HERE, _FACTS, _MESH = "here", "facts", "mesh"  # what is asked for
 
 
 @dataclass
@@ -43,29 +45,41 @@ def ask(request: Request, fleet: Fleet) -> Answers:
     """Ask all at once; raises only what asking this machine does."""
     answers = Answers()
     scripts = _scripts()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        mesh = pool.submit(fleet.ask, fleet.machines, lambda each: _get_to(fleet, each))
-        facts = pool.submit(fleet.ask, fleet.machines, lambda each: _examine(fleet, each, scripts))
-        own = Machine("", "", "", request.settings)
-        with fleet.hosts(own).local_agent() as here:
-            answers.here = here.call(
-                "host.examine",
-                uri=_uri(own),
-                datastores=_paths(fleet.images),
-                pairs=[],
-                scripts={},
-            )
-        examined, answers.unreachable = facts.result()
-        answers.mesh, answers.no_mesh = mesh.result()
-    for name, (found, skew) in examined.items():
-        answers.facts[name], answers.skew[name] = found, skew
+    machines = {machine.name: machine for machine in fleet.machines}
+    questions: dict[tuple[str, str], Callable[[], Any]] = {
+        (_HERE, ""): lambda: _examine_here(request, fleet)
+    }
+    for name, machine in machines.items():
+        questions[_FACTS, name] = partial(_examine, fleet, machine, scripts)
+        questions[_MESH, name] = partial(_get_to, fleet, machine)
+    done, failed = parallel.ask(list(questions), lambda each: questions[each](), at_once=_AT_ONCE)
+    if (_HERE, "") in failed:
+        raise failed[_HERE, ""]
+    answers.here = done[_HERE, ""]
+    for name in machines:
+        if (_FACTS, name) in done:
+            answers.facts[name], answers.skew[name] = done[_FACTS, name]
+        else:
+            answers.unreachable[name] = failed[_FACTS, name]
+        if (_MESH, name) in done:
+            answers.mesh[name] = done[_MESH, name]
+        else:
+            answers.no_mesh[name] = failed[_MESH, name]
     return answers
+
+
+def _examine_here(request: Request, fleet: Fleet) -> Any:
+    own = Machine("", "", "", request.settings)
+    with fleet.hosts(own).local_agent() as here:
+        return here.call(
+            "host.examine", uri=_uri(own), datastores=paths(fleet.images), pairs=[], scripts={}
+        )
 
 
 def _examine(
     fleet: Fleet, machine: Machine, scripts: dict[str, str]
 ) -> tuple[dict[str, Any], float]:
-    systems, images = _paths(fleet.systems), _paths(fleet.images)
+    systems, images = paths(fleet.systems), paths(fleet.images)
     with fleet.hosts(machine).agent(machine.name) as agent:
         begin = time.time()
         facts = agent.call(
@@ -81,16 +95,29 @@ def _examine(
 
 
 def _get_to(fleet: Fleet, machine: Machine) -> dict[str, str]:
-    """Whom a machine gets to, itself included, with the ssh-agent that it is lent."""
+    """Whom a machine gets to, itself included, with the ssh-agent that it is lent.
+
+    All machines try at once: each begins with another peer, and tries again where sshd has dropped
+    the connection because there were too many (MaxStartups of sshd_config(5)).
+    """
     hosts = fleet.hosts(machine)
     timeout = machine.settings.seconds("CONNECT_TIMEOUT")
     options = machine.settings.options("REPLICA_SSH_OPTS")
+    names = [peer.name for peer in fleet.machines]
+    begin = names.index(machine.name)
     peers = {
-        peer.name: openssh.probe_argv(peer.name, options=options, connect_timeout=timeout)
-        for peer in fleet.machines
+        name: openssh.probe_argv(name, options=options, connect_timeout=timeout)
+        for name in [*names[begin:], *names[:begin]]
     }
+    found = {}
+    pauses = retry.pauses()
     with hosts.agent(machine.name, sends=True) as agent:
-        found: dict[str, str] = agent.call("host.reach", peers=peers, timeout=timeout + 1)
+        while peers:
+            answer = agent.call("host.reach", peers=peers, timeout=timeout + 1)
+            found.update({name: str(answer[name]) for name in peers})
+            peers = {name: peers[name] for name in peers if openssh.tells_of_drop(found[name])}
+            if peers and not retry.after(pauses):
+                break
     return found
 
 
@@ -115,7 +142,8 @@ def _scripts() -> dict[str, str]:
     }
 
 
-def _paths(datastores: list[Any]) -> list[str]:
+def paths(datastores: list[Any]) -> list[str]:
+    """Where datastores lie, on every machine."""
     return [arguments.checked_path(each.text("BASE_PATH")) for each in datastores]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from onestor_lib.agent.errors import OnestorError
-from onestor_lib.frontend import xml
+from onestor_lib.frontend import arguments, xml
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import recovery
 from onestor_lib.frontend.services.doctor.findings import Finding, bad, good, warn
@@ -22,6 +22,7 @@ _READERS: tuple[Callable[[Settings], object], ...] = (
     lambda settings: settings.seconds("REPLICA_COPY_LOCK_TIMEOUT"),
     lambda settings: settings.path("REPLICA_RECOVERY_SNAPS_DIR"),
     recovery.replicas_of,
+    lambda settings: [arguments.host(word) for word in settings.words("CACHE_UPSTREAMS")],
 )
 
 

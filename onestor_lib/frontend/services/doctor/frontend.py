@@ -26,7 +26,7 @@ def judge(answers: Answers, *, asks_for_copies: bool) -> Iterator[Finding]:
         yield bad(HERE, "qemu-img", said["wrong"], "install qemu-utils (Debian) or qemu-img")
     else:
         yield good(HERE, "qemu-img", said["is"])
-    for path, facts in answers.here["datastores"].items():
+    for path, facts in answers.here["datastores"].items():  # this machine is not doubted
         if facts["wrong"]:
             mend = f"chown oneadmin: {path}"
             yield bad(HERE, "permissions", f"{path}: {facts['wrong']}", mend)

@@ -9,6 +9,8 @@ from typing import Any
 
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.agent.space import MB
+from onestor_lib.frontend import parallel
+from onestor_lib.frontend.services.doctor import asking
 from onestor_lib.frontend.services.doctor.asking import Answers
 from onestor_lib.frontend.services.doctor.findings import Finding, bad, good, warn
 from onestor_lib.frontend.services.fleet import Fleet, Machine
@@ -17,7 +19,8 @@ _PYTHON = [3, 9]
 _SKEW_WARNING, _SKEW_ERROR = 2.0, 60.0  # seconds
 _LITTLE, _FULL = 10, 2  # percent that are free
 # A rule of apparmor.d(5) that allows to write: /var/lib/one/** rwk,
-_RULE = re.compile(r'^\s*(?:owner\s+)?"?(/[^\s"]*)"?\s+[a-z]*w[a-z]*,', re.MULTILINE)
+_RULE = re.compile(r'\s*(?:owner\s+)?"?(/[^\s"]*)"?\s+[a-z]*w[a-z]*,')
+_MOST_RULES, _LONGEST_RULE = 1 << 18, 1000  # characters; a host may say anything
 _KEYS = "as oneadmin: ssh-keyscan {host} >> ~/.ssh/known_hosts, once you have compared the key"
 
 
@@ -27,16 +30,30 @@ def judge(fleet: Fleet, answers: Answers) -> Iterator[Finding]:
         if error := answers.unreachable.get(machine.name):
             yield _unreachable(machine.name, error)
             continue
-        facts = answers.facts[machine.name]
         yield good(machine.name, "ssh", "the front-end gets there")
         yield from _mesh(machine.name, answers)
-        yield _clock(machine.name, answers.skew[machine.name])
-        yield from _programs(machine, facts)
-        yield from _qemu(machine.name, facts, fleet)
-        yield from _datastores(machine.name, facts)
-        if not any(said["wrong"] for said in facts["datastores"].values()):
-            yield _links(machine.name, facts)
-        yield _scripts(machine.name, facts)
+        try:
+            with parallel.understood(machine.name):
+                found = [*_facts(fleet, machine, answers)]
+        except OnestorError as error:
+            mend = f"as oneadmin: onehost sync -f {machine.name}, and look who answers there"
+            yield bad(machine.name, "answer", error.cause, mend)
+        else:
+            yield from found
+
+
+def _facts(fleet: Fleet, machine: Machine, answers: Answers) -> Iterator[Finding]:
+    """What a host says of itself; raises anything for an answer that makes no sense."""
+    facts = answers.facts[machine.name]
+    yield _clock(machine.name, answers.skew[machine.name])
+    yield from _programs(machine, facts)
+    yield from _qemu(machine.name, facts, fleet)
+    datastores = asking.paths(fleet.systems) + asking.paths(fleet.images)
+    said = {path: facts["datastores"][path] for path in datastores}  # no path but those asked for
+    yield from _datastores(machine.name, said)
+    if not any(each["wrong"] for each in said.values()):
+        yield _links(machine.name, facts)
+    yield _scripts(machine.name, facts)
 
 
 def _unreachable(name: str, error: OnestorError) -> Finding:
@@ -57,7 +74,7 @@ def _mesh(name: str, answers: Answers) -> Iterator[Finding]:
     found = answers.mesh[name]
     wrong = {
         peer: cause
-        for peer, cause in found.items()
+        for peer, cause in found.items()  # its keys are who was asked about, not what came back
         if cause and peer not in answers.unreachable  # that is told already
     }
     for peer, cause in sorted(wrong.items()):
@@ -112,7 +129,8 @@ def _qemu(name: str, facts: dict[str, Any], fleet: Fleet) -> Iterator[Finding]:
         yield bad(name, "qemu", text, mend)
     if facts["apparmor"] is not None:
         roots = {os.path.dirname(each.text("BASE_PATH").rstrip("/")) for each in fleet.systems}
-        missing = [root for root in sorted(roots) if not _admits(str(facts["apparmor"]), root)]
+        rules = str(facts["apparmor"])[:_MOST_RULES]
+        missing = [root for root in sorted(roots) if not _admits(rules, root)]
         if missing:
             line = f"{missing[0]}/** rwk,"
             file = "/etc/apparmor.d/local/abstractions/libvirt-qemu"
@@ -124,15 +142,17 @@ def _qemu(name: str, facts: dict[str, Any], fleet: Fleet) -> Iterator[Finding]:
 
 def _admits(rules: str, directory: str) -> bool:
     """Whether a rule lets qemu write to all below a directory, or one that it lies in."""
-    for path in _RULE.findall(rules):
+    for line in rules.splitlines():
+        rule = _RULE.match(line[:_LONGEST_RULE])
+        path = rule[1] if rule else ""
         beginning, stars, _ = path.partition("**")
         if stars and f"{directory}/".startswith(f"{beginning.rstrip('/')}/"):
             return True
     return False
 
 
-def _datastores(name: str, facts: dict[str, Any]) -> Iterator[Finding]:
-    for path, said in facts["datastores"].items():
+def _datastores(name: str, datastores: dict[str, Any]) -> Iterator[Finding]:
+    for path, said in datastores.items():
         if said["wrong"]:
             mend = f"on {name}: chown oneadmin: {path}"
             yield bad(name, "permissions", f"{path}: {said['wrong']}", mend)
@@ -146,8 +166,7 @@ def _datastores(name: str, facts: dict[str, Any]) -> Iterator[Finding]:
             yield warn(name, "space", text, mend)
         else:
             yield good(name, "space", text)
-    sharing = [path for path, said in facts["datastores"].items() if said.get("shares")]
-    if sharing:
+    if any(said.get("shares") for said in datastores.values()):
         yield good(name, "reflink", "copies of raw images share their blocks")
     else:
         yield good(name, "reflink", "not here: a raw disk is a whole copy (XFS and btrfs can)")
