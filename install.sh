@@ -102,12 +102,27 @@ resolve_user() {
 # Run a command as oned would: the drivers' user, its PATH, nothing else of our environment but
 # where oned is, when that is said there.
 as_user() {
-    local name oned=()
-    for name in ONE_LOCATION ONE_XMLRPC ONE_AUTH; do
-        [[ -z ${!name:-} ]] || oned+=("$name=${!name}")
+    local name kept=()
+    for name in ONE_LOCATION ONE_XMLRPC ONE_AUTH ${keep_names[@]+"${keep_names[@]}"}; do
+        [[ -z ${!name:-} ]] || kept+=("$name=${!name}")
     done
     (cd / && exec ${drop[@]+"${drop[@]}"} env -i "PATH=$driver_path" "HOME=$home" LC_ALL=C.UTF-8 \
-        ${oned[@]+"${oned[@]}"} "$@")
+        ${kept[@]+"${kept[@]}"} "$@")
+}
+
+# Whether none but root can have put there what is at a path: root runs and fills nothing else. Of
+# what does not exist yet, the directory counts that it will be in.
+only_roots() {
+    local path=$1 owner
+    ((EUID == 0)) || return 0
+    while :; do
+        if owner=$(stat -c %u -- "$path" 2>/dev/null); then
+            ((owner == 0)) || return 1
+        fi
+        [[ $path != / ]] || return 0
+        path=${path%/*}
+        path=${path:-/}
+    done
 }
 
 in_driver_path() { (PATH=$driver_path && type -P "$1"); }
@@ -144,13 +159,27 @@ require_python() {
         "$(python_hint)"
 }
 
-# Any interpreter for our own work, where nothing is installed with it.
+# Set `worker`, the interpreter of our own work: bytecode has to be of the drivers' python, but what
+# their user can change root does not run. A private environment is then as good as what it is made of.
+choose_worker() {
+    local real
+    worker=$python
+    ((EUID == 0)) || return 0
+    real=$(realpath -- "$python")
+    if [[ ${real##*/} == python3* ]] && only_roots "$real"; then
+        worker=$real
+    else
+        own_python
+    fi
+}
+
+# Set `worker` to any interpreter, where nothing is installed with it.
 own_python() {
     local name path
     for name in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
         for path in "$(in_driver_path "$name")" "$(type -P "$name")"; do
             if [[ -n $path ]] && "$path" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
-                python=$path
+                worker=$path
                 return
             fi
         done
@@ -289,21 +318,29 @@ make_venv() {
         say "would make a private environment: $venv (${requirements[*]})"
         return
     fi
+    # Below a directory of the drivers' user all of it is that user's work, not root's.
+    local log maker=() keep_names=()
+    if ! only_roots "$venv"; then
+        maker=(as_user)
+        mapfile -t keep_names < <(compgen -e | grep -iE '^(pip_.*|(https?|no|all)_proxy)$')
+    fi
     if venv_is_ours; then
-        rm -rf -- "$venv"
+        ${maker[@]+"${maker[@]}"} "$(type -P rm)" -rf -- "$venv"
     elif [[ -e $venv ]]; then
         fail "venv: $venv: exists and was not made by install.sh; remove it or give another --venv"
     fi
     say "making a private environment: $venv (${requirements[*]})"
-    local log
-    mkdir -p -- "$venv" && : >"$venv/$marker"
-    if ! log=$("$python" -m venv "$venv" 2>&1); then
-        rm -rf -- "$venv"
+    if ! log=$(${maker[@]+"${maker[@]}"} "$(type -P mkdir)" -p -- "$venv" 2>&1) ||
+        ! log=$(${maker[@]+"${maker[@]}"} "$(type -P touch)" -- "$venv/$marker" 2>&1); then
+        fail "venv: $venv: $(cause "$log"); give another directory: --venv"
+    fi
+    if ! log=$(${maker[@]+"${maker[@]}"} "$python" -m venv "$venv" 2>&1); then
+        ${maker[@]+"${maker[@]}"} "$(type -P rm)" -rf -- "$venv"
         fail "venv: $venv: $(cause "$log"); $(package_hint "${python##*/}-venv" "${python##*/}")"
     fi
-    if ! log=$("$venv/bin/python3" -m pip install --quiet --disable-pip-version-check \
-        "${requirements[@]}" 2>&1); then
-        rm -rf -- "$venv"
+    if ! log=$(${maker[@]+"${maker[@]}"} "$venv/bin/python3" -m pip install --quiet \
+        --disable-pip-version-check "${requirements[@]}" 2>&1); then
+        ${maker[@]+"${maker[@]}"} "$(type -P rm)" -rf -- "$venv"
         fail "venv: $venv: pip install ${requirements[*]}: $(cause "$log")"
     fi
     probe "$venv/bin/python3" >/dev/null ||
@@ -311,7 +348,7 @@ make_venv() {
 }
 
 # Decide which interpreter runs the drivers: `python`, and `interpreter` for their #! lines, empty
-# when `/usr/bin/env python3` is that one; `used_venv` when it is the private environment.
+# when `/usr/bin/env python3` is that one; `used_venv` when it is the private environment; `worker`.
 choose_interpreter() {
     local recorded tried=''
     pick_python
@@ -321,6 +358,7 @@ choose_interpreter() {
         pick_python
     fi
     require_python
+    choose_worker
     recorded=$(deploy recorded venv)
     venv=${venv:-${recorded:-$default_venv}}
     used_venv='' interpreter=''
@@ -347,6 +385,7 @@ choose_interpreter() {
     elif [[ $python != "$(in_driver_path python3)" ]]; then
         interpreter=$python
     fi
+    choose_worker
     say "python: ${interpreter:-$python (env python3)}"
 }
 
@@ -355,21 +394,21 @@ choose_interpreter() {
 deploy() {
     local command=$1
     shift
-    "$python" -B "$here/packaging/deploy.py" "$command" "$@" --remotes "$remotes" --user "$owner" \
+    "$worker" -B "$here/packaging/deploy.py" "$command" "$@" --remotes "$remotes" --user "$owner" \
         ${dry_run:+--dry-run}
 }
 
 configuration() {
     local command=$1
     shift
-    "$python" -B "$here/packaging/configure.py" "$command" --etc "$etc" \
+    "$worker" -B "$here/packaging/configure.py" "$command" --etc "$etc" \
         --one-version "$(one_version)" ${dry_run:+--dry-run} "$@"
 }
 
 command_file() {
     local work=$1
     shift
-    "$python" -B "$here/packaging/command.py" "$work" --bin "$bin" --units "$units" \
+    "$worker" -B "$here/packaging/command.py" "$work" --bin "$bin" --units "$units" \
         --remotes "$remotes" --user "$owner" ${dry_run:+--dry-run} "$@"
 }
 
@@ -488,6 +527,7 @@ do_check() {
     recorded=$(deploy recorded interpreter)
     if text=$(probe "${recorded:-python3}"); then
         python=${recorded:-$(in_driver_path python3)}
+        choose_worker
         say "ok: python: $python has ${requirements[*]}"
     else
         bad=1

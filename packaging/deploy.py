@@ -5,9 +5,13 @@ file only ever appears whole, readable and with its final owner, and a second ru
 What was installed is recorded in a manifest beside the library. It tells the next run which files
 are gone from the source and which configuration an administrator has edited.
 
+The directory belongs to the drivers' user, so root changes it as that user: links in there lead to
+nothing that user could not change. Root itself only takes back what has a wrong owner.
+
 An upgrade changes a copy of the library, which then takes the library's place in one step: an
 action or a pass of the timer that begins meanwhile meets the one version or the other, whole. What
-is at work has loaded its modules by then, and keeps them.
+is at work just then and loads a module later may get one of the new version; where the two do not
+fit, that action fails, and oned or its user tries it again.
 """
 
 from __future__ import annotations
@@ -197,6 +201,29 @@ def acting_as(owner: Owner) -> Iterator[None]:
 # -- changing the remotes directory -----------------------------------------------------------
 
 
+@contextlib.contextmanager
+def acting_as_root() -> Iterator[None]:
+    """For one step within :func:`acting_as`, where root runs all of this."""
+    if os.getuid() != 0 or os.geteuid() == 0:
+        yield
+        return
+    uid = os.geteuid()
+    os.seteuid(0)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+
+
+def acting_on(remotes: Path, owner: Owner) -> contextlib.AbstractContextManager[None]:
+    """Change the remotes directory as its owner, whose it is to lead us astray in there with links.
+
+    Only where that is another one we stay who we are.
+    """
+    is_owners = remotes.stat().st_uid == owner.uid
+    return acting_as(owner) if is_owners else contextlib.nullcontext()
+
+
 @dataclass
 class Deployment:
     """Every change of the remotes directory goes through here; with dry_run none is made."""
@@ -207,6 +234,9 @@ class Deployment:
     counts: dict[str, int] = field(default_factory=dict)
     removed: set[Path] = field(default_factory=set)
     final: Path | None = None  # what ``remotes`` is a copy of, to take its place
+
+    def __post_init__(self) -> None:
+        self.real = self.remotes.resolve()
 
     def note(self, what: str, path: Path, tell: bool = False) -> None:
         """Count a change; say each only where an administrator has a reason to look."""
@@ -272,7 +302,7 @@ class Deployment:
         status = lstat(path)
         if status is None:
             if not self.dry_run:
-                path.mkdir(0o755)
+                self.make_directory(path)
                 self.permissions(path, path.lstat(), 0o755, quiet=True)
         elif ours and stat.S_ISLNK(status.st_mode):
             cause = "is a symbolic link, the files would go elsewhere; remove it"
@@ -281,6 +311,16 @@ class Deployment:
             self.permissions(path, status, 0o755)
         elif not path.is_dir():
             raise Failure("copy", self.final_path(path), "is no directory")
+
+    def make_directory(self, path: Path) -> None:
+        """Make one directory, also in one of root's: nobody else can put a link there."""
+        try:
+            path.mkdir(0o755)
+        except PermissionError:
+            with acting_as_root(), self.opened(path.parent) as parent:
+                if os.fstat(parent).st_uid == self.owner.uid:
+                    raise
+                os.mkdir(path.name, 0o755, dir_fd=parent)
 
     def permissions(
         self, path: Path, status: os.stat_result, mode: int, quiet: bool = False
@@ -293,9 +333,22 @@ class Deployment:
             self.note("owner or mode corrected", path, tell=True)
         if self.dry_run:
             return
-        if wrong_owner:
-            os.chown(path, self.owner.uid, self.owner.gid)
-        path.chmod(mode)
+        with acting_as_root(), self.opened(path) as handle:
+            if wrong_owner:
+                os.fchown(handle, self.owner.uid, self.owner.gid)
+            os.fchmod(handle, mode)
+
+    @contextlib.contextmanager
+    def opened(self, path: Path) -> Iterator[int]:
+        """A file or directory of ours, open, which is in there in truth: root gives it away."""
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            place = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            if self.real not in (place, *place.parents):
+                raise Failure("owner", path, f"leads to {place}; remove the link, or chown that")
+            yield handle
+        finally:
+            os.close(handle)
 
     def remove(self, path: Path) -> None:
         if lstat(path) is None:
@@ -387,10 +440,12 @@ def stage_beside(remotes: Path) -> Iterator[Path]:
     """A new directory on the file system of remotes, not in it: a host that syncs would meet it."""
     name = f".{LIBRARY}.{os.getpid()}{TEMPORARY}"
     is_one = remotes.parent.stat().st_dev == remotes.stat().st_dev
-    parent = remotes.parent if is_one and os.access(remotes.parent, os.W_OK) else remotes
+    can_write = os.access(remotes.parent, os.W_OK, effective_ids=True)
+    parent = remotes.parent if is_one and can_write else remotes
     for top in {remotes.parent, remotes}:
         for leftover in [*top.glob(f".{LIBRARY}.*{TEMPORARY}")]:  # of a run that was cut short
-            shutil.rmtree(leftover, ignore_errors=True)
+            with acting_as_root():  # which may have been root's; no link is followed
+                shutil.rmtree(leftover, ignore_errors=True)
     stage = parent / name
     stage.mkdir(0o755)
     try:
@@ -400,13 +455,14 @@ def stage_beside(remotes: Path) -> Iterator[Path]:
 
 
 def link_tree(source: Path, target: Path) -> bool:
-    """The same files once more, in directories of the same owners and modes; False if not so."""
+    """The same files once more, in directories of the same modes, and owners if we may."""
     try:
         for top, _, _files in os.walk(source):
             directory = target / Path(top).relative_to(source)
             status = os.stat(top)
             directory.mkdir(0o700)
-            os.chown(directory, status.st_uid, status.st_gid)
+            with contextlib.suppress(PermissionError):
+                os.chown(directory, status.st_uid, status.st_gid)
             directory.chmod(stat.S_IMODE(status.st_mode))
             with os.scandir(top) as entries:
                 for entry in entries:
@@ -522,8 +578,14 @@ def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -
             compile(files[name].data, name, "exec")
         except (SyntaxError, ValueError) as err:
             raise Failure("compile", source / name, str(err)) from err
+    with acting_on(remotes, deployment.owner):
+        put_in_place(deployment, files, Manifest(source_version(source), interpreter, venv))
+
+
+def put_in_place(deployment: Deployment, files: dict[str, File], new: Manifest) -> None:
+    """All of :func:`install` that the remotes directory sees; ``new`` is what will be recorded."""
+    remotes = deployment.remotes
     old = Manifest.read(remotes)
-    new = Manifest(source_version(source), interpreter, venv)
     changed = set()
     planned = {name: file.digest for name, file in files.items() if not file.is_configuration}
     planned[BUNDLE] = ""  # what it will be is not known yet
@@ -557,7 +619,7 @@ def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -
         if not remove_installed(deployment, name, old.files[name]):
             say(f"edited, left alone: {remotes / name}")
     clean(deployment, modules, (*DRIVERS, *CONFIGURATION))
-    if old.venv and old.venv != venv:
+    if old.venv and old.venv != new.venv:
         remove_venv(deployment, old.venv)
     deployment.put(new.file())
     if old.version:
@@ -679,15 +741,31 @@ def remove_venv(deployment: Deployment, venv: str) -> None:
     """Remove a private environment, if install.sh made it."""
     path = Path(venv)
     if venv and (path / VENV_MARKER).is_file():
-        deployment.remove_tree(path)
-        if path.parent.name == "onestor" and not deployment.dry_run:
-            with contextlib.suppress(OSError):  # not empty: it stays
-                path.parent.rmdir()
+        with acting_as_root() if only_roots(path) else contextlib.nullcontext():
+            deployment.remove_tree(path)
+            if path.parent.name == "onestor" and not deployment.dry_run:
+                with contextlib.suppress(OSError):  # not empty: it stays
+                    path.parent.rmdir()
+
+
+def only_roots(path: Path) -> bool:
+    """Whether none but root can have put there what is at ``path``."""
+    return all(each.lstat().st_uid == 0 for each in (path, *path.parents))
 
 
 def uninstall(deployment: Deployment, venv: str) -> None:
+    """Remove what was installed, and nothing else; what stays in our directories is told."""
+    with acting_on(deployment.remotes, deployment.owner):
+        take_out(deployment, venv)
+
+
+def take_out(deployment: Deployment, venv: str) -> None:
+    """The work of :func:`uninstall`."""
     remotes = deployment.remotes
     manifest = Manifest.read(remotes)
+    for top in OWN:
+        if (remotes / top).is_dir():
+            deployment.directory(remotes / top)
     for name, recorded in sorted(manifest.files.items()):
         remove_installed(deployment, name, recorded)
     for path in [*foreign_bytecode(remotes, [])]:

@@ -729,3 +729,73 @@ def test_probe_judges_versions() -> None:
     assert "older than 999" in probe.shortcoming("click>=999")
     assert "no_such_thing" in probe.shortcoming("no_such_thing>=1")
     assert probe.numbers("4.9.2.post1") == [4, 9, 2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
+class TestTrust:
+    """What belongs to the drivers' user, root neither runs nor follows."""
+
+    def test_a_link_that_appears_leads_root_nowhere(self, front_end: FrontEnd) -> None:
+        """As if it were put there between root's look and root's step."""
+        outside = front_end.base / "outside"
+        outside.mkdir(mode=0o755)
+        front_end.run()
+        (front_end.remotes / "tm/onestor").rename(front_end.remotes / "tm/other")
+        (front_end.remotes / "tm/onestor").symlink_to(outside)
+        code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import deploy
+there = deploy.Deployment(Path(sys.argv[2]), deploy.Owner.parse("nobody"))
+wrong = there.remotes / "tm/onestor"
+with deploy.acting_on(there.remotes, there.owner):
+    for step in (
+        lambda: there.permissions(wrong / "sub", (wrong / "sub").lstat(), 0o700),
+        lambda: there.publish(wrong / "sub/new", wrong / "sub/final", 0o644),
+        lambda: (wrong / "made").mkdir(),
+    ):
+        try:
+            step()
+        except (deploy.Failure, OSError) as error:
+            print("refused:", error)
+"""
+        (outside / "sub").mkdir(mode=0o755)
+        (outside / "sub/new").write_text("x")
+        done = subprocess.run(
+            [PYTHON, "-B", "-c", code, front_end.source / "packaging", front_end.remotes],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.count("refused:") == 3, done.stdout + done.stderr
+        for path in (outside, outside / "sub", outside / "sub/new"):
+            assert path.stat().st_uid == 0 and path.stat().st_mode & 0o022 == 0
+        assert not (outside / "made").exists() and not (outside / "sub/final").exists()
+
+    def test_an_interpreter_of_that_user_runs_as_that_user_only(self, front_end: FrontEnd) -> None:
+        """It says that it is the one that runs the drivers."""
+        front_end.run()
+        own = front_end.base / "own"
+        who = front_end.base / "who"
+        own.mkdir()
+        (own / "python3").write_text(f'#!/bin/sh\n/usr/bin/id -u >>"{who}"\nexec {PYTHON} "$@"\n')
+        who.touch()
+        for path in (own, own / "python3", who):
+            path.chmod(0o777)
+            os.chown(path, *pwd.getpwnam(USER)[2:4])
+        manifest = front_end.remotes / "onestor_lib/INSTALLED"
+        facts = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**facts, "interpreter": str(own / "python3")}))
+        for words in (["--check"], []):
+            front_end.run(*words, status=None)
+        assert set(who.read_text().split()) == {str(pwd.getpwnam(USER).pw_uid)}
+
+    def test_a_private_environment_of_that_user_is_made_as_that_user(
+        self, front_end: FrontEnd
+    ) -> None:
+        place = front_end.base / "home"
+        place.mkdir()
+        os.chown(place, *pwd.getpwnam(USER)[2:4])
+        front_end.run("--private-venv", "--venv", str(place / "venv"))
+        assert (place / "venv/bin/python3").exists()
+        for path in [place, *place.rglob("*")]:
+            assert path.lstat().st_uid == pwd.getpwnam(USER).pw_uid, path
