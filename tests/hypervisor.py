@@ -13,8 +13,9 @@ from tests.oned.mads import SSH_AUTH_SOCK
 from tests.oned.objects import DATASTORES, Vm
 
 URI = "qemu:///system"
+# Emulated everywhere: within a virtual machine this small guest starts six times as fast so.
 _DOMAIN = """\
-<domain type="{type}">
+<domain type="qemu">
   <name>one-{id}</name>
   <uuid>{uuid}</uuid>
   <memory unit="MiB">32</memory>
@@ -54,7 +55,7 @@ class Kvm:
     def deploy(self, vm: Vm) -> None:
         host = vm.history[-1].hostname
         file = f"{self.directory(vm)}/deployment.0"
-        self.hosts[host].write(file, self._domain(vm, host))
+        self.hosts[host].write(file, self._domain(vm))
         self.virsh(host, "create", file)
 
     def shutdown(self, vm: Vm, host: str) -> None:
@@ -134,7 +135,7 @@ class Kvm:
         environment = {"SSH_AUTH_SOCK": SSH_AUTH_SOCK}
         self.frontend.run([*command, shlex.join(argv)], env=environment, timeout=120)
 
-    def _domain(self, vm: Vm, host: str) -> str:
+    def _domain(self, vm: Vm) -> str:
         disks = []
         for disk in vm.disks:
             attributes = disk.attributes
@@ -159,7 +160,6 @@ class Kvm:
                     path=escape(f"{self.directory(vm)}/disk.{vm.context['DISK_ID']}"),
                 )
             )
-        kind = "kvm" if self.hosts[host].exists("/dev/kvm") else "qemu"
         boot = vm.template["OS"]
         assert isinstance(boot, dict)
-        return _DOMAIN.format(type=kind, id=vm.id, uuid=boot["UUID"], disks="".join(disks))
+        return _DOMAIN.format(id=vm.id, uuid=boot["UUID"], disks="".join(disks))
