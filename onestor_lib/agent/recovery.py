@@ -57,11 +57,6 @@ class Copy(NamedTuple):
         return b""
 
 
-def is_disk(name: str) -> bool:
-    """Whether ``name`` is that of a VM's disk."""
-    return re.fullmatch(r"disk\.[0-9]+", name) is not None
-
-
 def of_vm(directory: Path) -> list[Copy]:
     """All copies in the directory of one VM, the youngest first."""
     found = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,11 @@ def _outgoing(disk: Path) -> Path:
     return disk.parent / f"{disk.name}.outgoing"
 
 
+def is_disk(name: str) -> bool:
+    """Whether ``name`` is that of a VM's disk."""
+    return re.fullmatch(r"disk\.[0-9]+", name) is not None
+
+
 def is_snapshot(name: str) -> bool:
     """Whether a file in the directory of the snapshots is one, by its name: an id of any size."""
     return name.isascii() and name.isdigit()
@@ -91,6 +97,17 @@ def mark(datastore: Path, name: str) -> None:
         if marker.read_bytes() == wanted:
             return
     publish.write_file(marker, wanted)
+
+
+def unmark(datastore: Path, name: str) -> None:
+    """Give up a marker of ours: another driver's ``name`` takes its place, or none ("")."""
+    marker = datastore / MARKER
+    with contextlib.suppress(FileNotFoundError):
+        if marker.read_bytes().strip() == DRIVER.encode("ascii"):
+            if name:
+                mark(datastore, name)
+            else:
+                publish.remove(marker)
 
 
 def forget_record(disk: Path) -> None:

@@ -86,6 +86,13 @@ TM_ATTRIBUTES = (
         ("image", "system"),
     ),
     Attribute(
+        "MONITOR_ALLOCATED",
+        "yes/no",
+        "NO",
+        "YES: monitoring also tells ALLOCATED_MB, the size of all disks as guests see them",
+        _SYSTEM,
+    ),
+    Attribute(
         "REPLICA_HOST",
         "words",
         "",
@@ -267,6 +274,13 @@ DATASTORE_ATTRIBUTES = (
     ),
     Attribute(
         "CHECK_FREE_SPACE", "yes/no", "YES", "fail before a copy when there is no room", ("image",)
+    ),
+    Attribute(
+        "MONITOR_ALLOCATED",
+        "yes/no",
+        "NO",
+        "YES: monitoring also tells ALLOCATED_MB, the size of all images as guests see them",
+        ("image",),
     ),
     Attribute(
         "REQUIRE_MOUNT",

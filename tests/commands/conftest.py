@@ -92,4 +92,5 @@ def desk(running_desk: Desk) -> Iterator[Desk]:
     yield running_desk
     for node in bed.hosts:
         node.heal()
+        node.unlimit_rate()
     bed.assert_at_rest()

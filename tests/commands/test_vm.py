@@ -86,6 +86,24 @@ def test_snapshots_keep_the_base_that_they_need(desk: Desk, vm: Vm) -> None:
     assert content(node, disk, "qcow2") == kept
 
 
+def test_F8_a_reverted_disk_is_flattened(desk: Desk, vm: Vm) -> None:
+    """Whenever it is killed there is a disk that opens, and the same."""
+    life = Life(desk.bed.oned)
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    assert life.snapshot(vm, vm.disks[0]).success
+    write(node, disk, "qcow2", 3, "2M")
+    assert life.revert(vm, vm.disks[0], 0).success
+    before = content(node, disk, "qcow2")
+    for point in crashpoints.names("flatten"):
+        argv, environment = ["onestor", "flatten", str(vm.id), "0"], {crashpoints.VARIABLE: point}
+        assert desk.bed.frontend.run(argv, env=environment, check=False).returncode
+        assert content(node, disk, "qcow2") == before
+        desk.run("thin", str(vm.id), "0")
+    assert life.delete_snapshot(vm, vm.disks[0], 0).success
+    desk.run("flatten", str(vm.id), "0")
+    assert content(node, disk, "qcow2") == before and names(node, vm) == {"disk.0"}
+
+
 def test_G14_L11_a_disk_of_the_old_recovery_layout_becomes_plain(desk: Desk, vm: Vm) -> None:
     node, disk = desk.node("host01"), desk.bed.disk_path(vm)
     before = content(node, disk, "qcow2")
@@ -213,7 +231,10 @@ esac"""
 @pytest.mark.crash
 @pytest.mark.parametrize(
     ("word", "point"),
-    [(word, point) for word in ("flatten", "thin") for point in crashpoints.names(word)],
+    [
+        *(("flatten", point) for point in crashpoints.names("flatten")),
+        *(("thin", point) for point in crashpoints.names("thin")),
+    ],
 )
 def test_a_crash_leaves_the_same_disk(desk: Desk, vm: Vm, word: str, point: str) -> None:
     node, disk = desk.node("host01"), desk.bed.disk_path(vm)

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from tests.cluster import Node
+from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
+    BIG,
+    CALL_ENVIRONMENT,
     QCOW2,
     RAW,
     SMALL,
@@ -365,6 +367,81 @@ def test_D22_a_note_that_was_tampered_with_leads_nowhere_else(bed: Testbed) -> N
         bed.frontend.write(note, text)
         assert not bed.oned.transfer_mad.run_line(f"DELETE onestor fe:{place} {vm.id} 102").success
     assert bed.hosts[0].exists(f"{place}/disk.0")
+
+
+PASS = ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "recovery", "run"]
+
+
+class TestMarkers:
+    """What tells a host's probe whose a datastore is, without any VM there (contract 4.1)."""
+
+    def marker(self, host: Node, datastore: int) -> bytes | None:
+        path = f"{DATASTORES}/{datastore}/.monitor"
+        return host.read(path) if host.exists(path) else None
+
+    def look(self, bed: Testbed) -> None:
+        bed.frontend.run(PASS, env=CALL_ENVIRONMENT)
+
+    def test_I3_hosts_without_vms_have_directory_and_marker(self, bed: Testbed) -> None:
+        self.look(bed)
+        assert [self.marker(host, 102) for host in bed.hosts] == [b"onestor\n"] * 3
+        other = bed.cloud.add_system_datastore("another")
+        self.look(bed)
+        assert [self.marker(host, other.id) for host in bed.hosts] == [b"onestor\n"] * 3
+        assert self.marker(bed.hosts[0], 101) is None  # of images: a replica's cache, if any
+
+    @pytest.mark.parametrize(
+        ("driver", "shared", "content"), [("ssh", "NO", b"ssh\n"), ("qcow2", "YES", None)]
+    )
+    def test_I4_a_datastore_that_gets_another_driver(
+        self, bed: Testbed, driver: str, shared: str, content: bytes | None
+    ) -> None:
+        self.look(bed)
+        bed.system.tm_mad = driver
+        bed.system.template.update(TM_MAD=driver, SHARED=shared)
+        bed.cloud.save(bed.system)
+        self.look(bed)
+        assert [self.marker(host, 102) for host in bed.hosts] == [content] * 3
+
+    def test_I3_a_host_that_is_down_gets_it_later_and_stops_nobody(self, bed: Testbed) -> None:
+        bed.configure('CONNECT_TIMEOUT="2"\n')
+        bed.hosts[1].cut()
+        self.look(bed)
+        assert self.marker(bed.hosts[0], 102) and not self.marker(bed.hosts[1], 102)
+        bed.hosts[1].heal()
+        home = bed.frontend.run(["sh", "-c", "ls ~/.onestor/markers"]).stdout.split()
+        assert "host02.json" in home
+        note = "~/.onestor/markers/host02.json"
+        script = f'sed -i \'s/"at": [0-9.]*/"at": 1/\' {note}'  # as if it were long ago
+        bed.frontend.run(["sh", "-c", script])
+        self.look(bed)
+        assert self.marker(bed.hosts[1], 102)
+
+
+def test_I12_monitoring_waits_for_no_work(bed: Testbed) -> None:
+    """A host fills its cache, for as long as that takes; whatever monitors is done before."""
+    vm = start(bed, bed.cloud.image_disk(bed.image(SMALL)))
+    host, image = bed.hosts[0], bed.image(BIG)
+    other = bed.vm(image)
+    host.limit_rate(10)
+    bed.cloud.place(other, "host01", bed.system)
+    bed.cloud.set_state(other, objects.ACTIVE, objects.PROLOG)
+    clone = bed.oned.transfer_mad.start_line(
+        f"CLONE onestor fe:{image.source} host01:{bed.disk_path(other)} {other.id} 101"
+    )
+
+    def is_filling() -> bool:
+        return any(name.endswith(".part") for name in bed.files(host))
+
+    wait_until(is_filling, "the fill has begun")
+    probe = ["/usr/bin/python3", "/var/tmp/one/tm/onestor/monitor_ds", f"{DATASTORES}/102"]
+    assert f"ID = {vm.id}," in host.run(probe).stdout
+    reply = bed.oned.monitor_datastore(bed.images)
+    assert reply is not None and reply.success
+    assert is_filling()
+    host.unlimit_rate()
+    done = clone.wait()
+    assert done.success, done.error
 
 
 def test_K17_paths_with_blanks_are_refused_before_anything_happens(bed: Testbed) -> None:

@@ -150,6 +150,23 @@ def test_G3_a_copy_that_is_under_way_when_its_disk_is_detached(
     assert copies(world, vm) == [] and unfinished(world.bed) == []
 
 
+def test_G3_a_copy_of_a_host_that_was_given_up_meanwhile(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """It is younger than the copy that the VM went on from elsewhere, and older than the VM."""
+    run(world)
+    kept = moment(world, vm)
+    world.kvm.guest_at_work(vm, "host01")
+    waits = "while [ -e /var/tmp/reading ]; do sleep 0.1; done"
+    with being_fetched(world, replica, waits) as at_work:
+        vm.history[-1].seq += 1
+        world.bed.cloud.save(vm)
+        world.one.run(["rm", "/var/tmp/reading"])
+        at_work.wait(timeout=60)
+    assert moment(world, vm) == kept and unfinished(world.bed) == []
+    assert "was deployed anew meanwhile" in world.bed.log()
+
+
 def test_G3_a_disk_that_is_attached_after_a_recreate_is_new(
     world: World, vm: Vm, replica: Node
 ) -> None:

@@ -18,7 +18,16 @@ from xml.sax.saxutils import escape
 import pytest
 
 from onestor_lib.agent import crashpoints, errors
-from tests.tool.conftest import MB, ROOT, Oned, draw, listing, temporaries, wait_until
+from tests.tool.conftest import (
+    MB,
+    ROOT,
+    Oned,
+    draw,
+    listing,
+    qemu_img,
+    temporaries,
+    wait_until,
+)
 
 HERE = socket.gethostname()
 LOG_LINE = re.compile(r"(INFO|WARN|ERROR): [a-z_]+: ")
@@ -154,6 +163,19 @@ class TestAnswers:
         for name, line in zip(("USED_MB", "TOTAL_MB", "FREE_MB"), lines):
             assert re.fullmatch(rf"{name}=\d+", line)
         assert len(lines) == (4 if kind == "tm" else 3)
+
+    def test_I8_what_thin_disks_may_grow_to(self, fe: FrontEnd) -> None:
+        """Two disks of 10 GiB, of which nothing is there yet, and files that are none."""
+        option = "<MONITOR_ALLOCATED>YES</MONITOR_ALLOCATED>"
+        for name in ("7/disk.0", "8/disk.1", "0a", "0b"):
+            (fe.images / name).parent.mkdir(parents=True, exist_ok=True)
+            qemu_img("create", "-q", "-f", "qcow2", fe.images / name, "10G")
+        draw(fe.images / "7" / "disk.0.snap" / "0", "A")
+        draw(fe.images / ".0a.part", "A")
+        for kind in ("tm", "datastore"):
+            said = fe.run(kind, "monitor", "1", stdin=fe.message(option)).stdout
+            assert said.splitlines()[3] == "ALLOCATED_MB=20480"
+            assert "ALLOCATED_MB" not in fe.run(kind, "monitor", "1", stdin=fe.message()).stdout
 
     @pytest.mark.parametrize("action", ["clone", "ln"])
     def test_clone_and_ln_put_the_disk_in_place(

@@ -163,8 +163,8 @@ def fetch(
 
     ``point`` is the moment that it shows, in milliseconds since 1970 by the front-end's clock:
     all copies go by that one. ``argv`` starts an agent on ``host``. ``record`` is kept with it.
-    Returns how many bytes were ``received``. Fails when the disk's copies are to be forgotten
-    meanwhile (:func:`forget`).
+    Returns how many bytes were ``received``. Asks whether it is ``wanted`` still before it has its
+    name. Fails when the disk's copies are to be forgotten meanwhile (:func:`forget`).
     """
     priority.lower(**bulk)
     directory = _directory(root, vm, disk)
@@ -188,6 +188,7 @@ def fetch(
                 crashpoints.reach("recovery.received")
                 more_facts = {"version": made["version"], "base": made["base"]}
                 _complete(unnamed, digests, {**record, **more_facts})
+                call.ask("wanted")
                 os.rename(prepared, new.directory)
                 publish.sync_dir(directory)
             crashpoints.reach("recovery.renamed")
@@ -393,6 +394,6 @@ def _newest(vm: int, directory: Path, disk: str) -> dict[str, Any] | None:
 
 
 def _directory(root: str, vm: int, disk: str) -> Path:
-    if not recovery.is_disk(disk):
+    if not vm_directory.is_disk(disk):
         raise InvalidInput(_STEP, f"{disk!r} is no disk of VM {vm}")
     return Path(root) / str(int(vm))

@@ -10,7 +10,7 @@ from onestor_lib.frontend.services.hosts import Hosts
 
 
 def run(request: Request) -> str:
-    """Answers three KEY=VALUE lines."""
+    """Answers three KEY=VALUE lines, four with MONITOR_ALLOCATED (known failure I8)."""
     message = request.message()
     settings = images.settings(message, request.settings)
     datastore = Datastore(message, settings, Hosts(request.settings, request.log))
@@ -20,4 +20,6 @@ def run(request: Request) -> str:
             path=datastore.base,
             require_mount=settings.yes("REQUIRE_MOUNT"),
         )
+        if settings.yes("MONITOR_ALLOCATED"):
+            figures |= store.call("usage.promised", path=datastore.base, is_system=False)
     return usage.capacity_text(figures)

@@ -16,8 +16,14 @@ def run(request: Request) -> str:
     message = request.message()
     path = arguments.checked_path(message.base_path)
     wants_disks = message.text("MONITOR_VM_DISKS", "1").upper() not in ("0", "NO", "FALSE")
+    settings = request.settings.over(
+        "system", lambda name: message.text(f"DATASTORE/TEMPLATE/{name}"), "the system datastore"
+    )
     with Hosts(request.settings, request.log).local_agent() as here:
-        lines = [usage.capacity_text(here.call("usage.capacity", path=path))]
+        figures = here.call("usage.capacity", path=path)
+        if settings.yes("MONITOR_ALLOCATED"):
+            figures |= here.call("usage.promised", path=path, is_system=True)
+        lines = [usage.capacity_text(figures)]
         if wants_disks:
             lines += here.call("usage.disks", path=path)
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from onestor_lib.frontend.services import systems
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 REPLICA, HOST = "replica", "host"  # tiers of the cache
-_OFFLINE = "8"  # a state of a host: nobody expects an answer of it
+OFFLINE = "8"  # a state of a host: nobody expects an answer of it
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Fleet:
         for host in self.client.hosts().all("HOST"):
             name, cluster = host.text("NAME"), host.text("CLUSTER_ID")
             used = cluster in clusters or name in replicas
-            if not used or host.text("STATE") == _OFFLINE:
+            if not used or host.text("STATE") == OFFLINE:
                 continue
             settings = replicas.get(name) or self.settings_of(clusters[cluster])
             tier = REPLICA if name in replicas else HOST

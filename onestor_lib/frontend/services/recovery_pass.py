@@ -23,7 +23,7 @@ from onestor_lib.frontend import oned, qcow2_options, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import domains, recovery, tombstones
+from onestor_lib.frontend.services import domains, markers, recovery, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.recovery import Cloud, Wanted
 
@@ -46,7 +46,9 @@ class Known:
     copies: dict[tuple[str, int, str], dict[str, Any]] = field(default_factory=dict)
     # By host, domain and file: what was written so far.
     written: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)  # hosts that do not answer, and why
+    # Hosts and replicas that do not answer, and why: one machine may be both.
+    dead: dict[str, str] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
 
     def youngest(self, wanted: Wanted) -> tuple[str, dict[str, Any]] | None:
         """The youngest copy that is one of this disk's image, and where it lies."""
@@ -79,6 +81,7 @@ class Pass:
         self._turns: dict[str, threading.Semaphore] = {}
         self._told: set[tuple[int, str]] = set()  # the disks that have failed in this pass
         self.done: dict[str, int] = {"copied": 0, "unchanged": 0, "failed": 0}
+        self._has_marked = False
         self._talking = ThreadPoolExecutor(_THREADS)
         # By host and replica, so that a slow one of either holds up only what needs it.
         self._lanes: dict[tuple[str, str], ThreadPoolExecutor] = {}
@@ -128,6 +131,9 @@ class Pass:
     def _plan(self) -> None:
         request = replace(self._request, log=self._own_log())
         self._begin(self._talking, ("tombstones",), tombstones.sweep, request)
+        if not self._has_marked:
+            self._has_marked = True
+            self._begin(self._talking, ("markers",), markers.sweep, request)
         now = time.time()  # before anybody is asked: what is written behind that comes next time
         cloud = Cloud(self._request)
         known = self._look(cloud)
@@ -140,11 +146,11 @@ class Pass:
             if found and -_AHEAD < now - int(found[1]["point"]) / 1000 < wanted.frequency:
                 continue
             activity = known.activity(wanted)
-            silent = [known.failed[name] for name in wanted.replicas if name in known.failed]
+            silent = [known.silent[name] for name in wanted.replicas if name in known.silent]
             if len(silent) == len(wanted.replicas):  # nobody to have a copy, or to know of one
                 self._failed(wanted, "; ".join(silent))
-            elif wanted.place.host in known.failed:
-                self._failed(wanted, known.failed[wanted.place.host])
+            elif wanted.place.host in known.dead:
+                self._failed(wanted, known.dead[wanted.place.host])
             elif found and activity and found[1]["record"].get("activity") == activity:
                 unchanged.setdefault(found[0], []).append(wanted)
             else:
@@ -155,7 +161,7 @@ class Pass:
 
     def _begin_copy(self, wanted: Wanted, known: Known, activity: list[Any]) -> None:
         """Have a disk copied to the first replica that answers."""
-        replicas = sorted(wanted.replicas, key=lambda name: name in known.failed)
+        replicas = sorted(wanted.replicas, key=lambda name: name in known.silent)
         lane = (wanted.place.host, replicas[0])
         if lane not in self._lanes:
             self._lanes[lane] = ThreadPoolExecutor(_AT_ONCE)
@@ -178,7 +184,8 @@ class Pass:
             if what == "written" and work and not work.done():
                 continue  # libvirt is slow: then it counts as written to
             if isinstance(found, str):
-                known.failed[host] = found if host in found else f"{host}: {found}"
+                failed = known.dead if what == "written" else known.silent
+                failed[host] = found if host in found else f"{host}: {found}"
             elif what == "written":
                 known.written[host] = found
             else:
@@ -248,7 +255,7 @@ class Pass:
             if vm_id not in cloud.vms:
                 state.forget_error((vm_id, disk))
         for replica in state.replicas():
-            if replica not in known.failed and not any(key[0] == replica for key in known.copies):
+            if replica not in known.silent and not any(key[0] == replica for key in known.copies):
                 state.forget_replica(replica)
 
     def _forget(self, replica: str, settings: Settings, disks: list[tuple[int, str]]) -> None:
@@ -305,7 +312,9 @@ class Pass:
         begin, since = time.monotonic(), time.time()
         vm_id, disk = wanted.key
         settings, hosts = wanted.settings, self._hosts(wanted.settings)
-        if not recovery.can_be_copied(oned.Client().vm(vm_id), wanted.place.host):
+        client = oned.Client()
+        vm = client.vm(vm_id)
+        if not recovery.can_be_copied(vm, wanted.place.host):
             return  # it was waiting for its turn: the VM is moved, saved or backed up by now
         with hosts.agent(wanted.place.host) as host:
             is_qcow2 = wanted.disk.image_format == "qcow2"
@@ -322,10 +331,19 @@ class Pass:
             )
             point = int(time.time() * 1000)
             _require_size(wanted, int(made["size"]))
+
+            def still(question: dict[str, Any]) -> dict[str, Any]:
+                """What a host has that was given up meanwhile is not the state of the disk."""
+                step = "keep the recovery copy"
+                vms.require_wanted(client, vm_id, vms.sequence(vm), hosts.log, step=step)
+                return {}
+
             failures = []
             for replica in replicas:
                 try:
-                    received = self._fetch(hosts, wanted, replica, made, point, since, activity)
+                    received = self._fetch(
+                        hosts, wanted, replica, made, point, since, activity, still
+                    )
                     break
                 except OnestorError as error:
                     failures.append(str(error))
@@ -352,6 +370,7 @@ class Pass:
         point: int,
         since: float,
         activity: list[Any],
+        still: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> int:
         vm_id, disk = wanted.key
         settings, root = wanted.settings, recovery.root(wanted.settings)
@@ -359,6 +378,7 @@ class Pass:
             state.note_replica(replica)
             done = agent.call(
                 "recovery.fetch",
+                on_ask=still,
                 root=root,
                 vm=vm_id,
                 disk=disk,
