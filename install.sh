@@ -110,14 +110,25 @@ as_user() {
         ${kept[@]+"${kept[@]}"} "$@")
 }
 
-# Whether none but root can have put there what is at a path: root runs and fills nothing else. Of
-# what does not exist yet, the directory counts that it will be in.
+# Whether none but root can have put there what is at a path, links followed: root runs and fills
+# nothing else. Of what does not exist yet, the directory counts that it will be in. In one with the
+# sticky bit (/tmp) others can add names, but not replace root's.
 only_roots() {
-    local path=$1 owner
+    local path owner mode below=''
     ((EUID == 0)) || return 0
+    path=$(realpath -m -- "$1")
+    [[ $path != /proc/* ]] || return 1
     while :; do
-        if owner=$(stat -c %u -- "$path" 2>/dev/null); then
+        if read -r owner mode < <(stat -c '%u %a' -- "$path" 2>/dev/null); then
             ((owner == 0)) || return 1
+            # Writable for others, or for a group that is not root's or Debian's staff.
+            if (((8#$mode & 8#2) || ((8#$mode & 8#20) && $(stat -c %g -- "$path") != 0 &&
+                $(stat -c %g -- "$path") != 50))); then
+                (((8#$mode & 8#1000) && below)) || return 1
+            fi
+            below=1
+        else
+            below=0
         fi
         [[ $path != / ]] || return 0
         path=${path%/*}
@@ -178,7 +189,9 @@ own_python() {
     local name path
     for name in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
         for path in "$(in_driver_path "$name")" "$(type -P "$name")"; do
-            if [[ -n $path ]] && "$path" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+            [[ -n $path ]] && only_roots "$path" || continue
+            path=$(realpath -- "$path")
+            if "$path" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
                 worker=$path
                 return
             fi
@@ -360,6 +373,10 @@ choose_interpreter() {
     require_python
     choose_worker
     recorded=$(deploy recorded venv)
+    # The record is oneadmin's to change: root fills only what is root's, and what was made before.
+    if ((EUID == 0)) && ! { [[ -d $recorded && $recorded != *[[:space:]]* ]] && only_roots "$recorded"; }; then
+        [[ $recorded == "$default_venv" ]] || recorded=''
+    fi
     venv=${venv:-${recorded:-$default_venv}}
     used_venv='' interpreter=''
     if [[ -z $private_venv && -n $lacking && -n $packages && -z $tried ]]; then
@@ -409,7 +426,7 @@ command_file() {
     local work=$1
     shift
     "$worker" -B "$here/packaging/command.py" "$work" --bin "$bin" --units "$units" \
-        --remotes "$remotes" --user "$owner" ${dry_run:+--dry-run} "$@"
+        --worker "$worker" --remotes "$remotes" --user "$owner" ${dry_run:+--dry-run} "$@"
 }
 
 one_version() { head -n 1 "$remotes/VERSION" 2>/dev/null || true; }
@@ -507,6 +524,7 @@ do_uninstall() {
         configuration show-removal
     fi
     say "Then: systemctl restart opennebula; onehost sync -f. Datastores were left as they are."
+    [[ -z $units ]] || say "And: systemctl stop onestor-recovery.timer; systemctl daemon-reload"
 }
 
 do_configure() {

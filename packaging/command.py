@@ -15,7 +15,7 @@ MARK = "# Made by onestor's install.sh."
 SERVICE, TIMER = "onestor-recovery.service", "onestor-recovery.timer"
 
 SCRIPT = """\
-#!{interpreter}
+#!{starter}
 {mark}
 import os
 import pwd
@@ -27,6 +27,11 @@ if os.geteuid() == 0:  # what is loaded below belongs to that user: none of it m
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     os.environ["HOME"] = user.pw_dir
+    for name in ("SSH_AUTH_SOCK", "SSH_AGENT_PID", "ONE_AUTH"):  # root's are of no use to it
+        os.environ.pop(name, None)
+if os.environ.pop("ONESTOR_INTERPRETER", "") != {interpreter!r}:
+    os.environ["ONESTOR_INTERPRETER"] = {interpreter!r}  # which may be a script that starts another
+    os.execv({interpreter!r}, [{interpreter!r}, *sys.argv])
 sys.dont_write_bytecode = True  # what appears in there is copied to every host
 sys.path[0] = {remotes!r}
 
@@ -67,9 +72,15 @@ WantedBy=timers.target
 def files(options: argparse.Namespace) -> dict[Path, tuple[bytes, int]]:
     """What belongs where: content and mode."""
     command = Path(options.bin, "onestor")
-    interpreter = options.interpreter or "/usr/bin/env python3"
     user = options.user.partition(":")[0]
-    text = SCRIPT.format(interpreter=interpreter, mark=MARK, remotes=options.remotes, user=user)
+    text = SCRIPT.format(
+        # Root starts it: not with an interpreter that another user can change.
+        starter=options.worker if options.interpreter else "/usr/bin/env python3",
+        interpreter=options.interpreter,
+        mark=MARK,
+        remotes=options.remotes,
+        user=user,
+    )
     found = {command: (text.encode(), 0o755)}
     if options.units:
         for name, unit in UNITS.items():
@@ -102,7 +113,7 @@ def install(options: argparse.Namespace) -> int:
             temporary.unlink(missing_ok=True)
             with temporary.open("xb") as file:
                 file.write(content)
-            temporary.chmod(mode)
+                os.fchmod(file.fileno(), mode)
             temporary.replace(path)
     return 0
 
@@ -140,12 +151,17 @@ def main() -> int:
     parser.add_argument("work", choices=("install", "check", "remove"))
     for name in ("--bin", "--remotes", "--user"):
         parser.add_argument(name, required=True)
-    for name in ("--units", "--interpreter", "--mend"):
+    for name in ("--units", "--interpreter", "--worker", "--mend"):
         parser.add_argument(name, default="")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.units and not os.path.isdir(options.units):
         options.units = ""  # no systemd here
+    elif options.units and not os.access(options.units, os.W_OK):
+        if options.work == "install":
+            cause = "only root can install the timer of the recovery copies there"
+            sys.stderr.write(f"install.sh: warning: {options.units}: {cause}\n")
+        options.units = ""
     try:
         return {"install": install, "check": check, "remove": remove}[options.work](options)
     except OSError as error:

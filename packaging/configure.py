@@ -57,8 +57,11 @@ def publish(path: Path, text: str) -> Path:
 
 
 def write(path: Path, data: bytes, like: os.stat_result) -> None:
-    # Created for the owner alone: oned.conf may hold the database's password.
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # Created for the owner alone: oned.conf may hold the database's password. And not through a
+    # link that waits under this name, where the directory is another user's.
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(handle, "wb") as stream:
         mine = os.fstat(handle)
         if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):

@@ -215,13 +215,37 @@ def acting_as_root() -> Iterator[None]:
         os.seteuid(uid)
 
 
-def acting_on(remotes: Path, owner: Owner) -> contextlib.AbstractContextManager[None]:
+@dataclass(frozen=True)
+class Place:
+    """An open directory: whose it is, and where, whatever its path leads to later."""
+
+    uid: int
+    real: Path
+
+    @classmethod
+    def of(cls, handle: int) -> Place:
+        return cls(os.fstat(handle).st_uid, Path(os.readlink(f"/proc/self/fd/{handle}")))
+
+    @classmethod
+    def of_directory(cls, path: Path) -> Place:
+        """The same of a path that is no link."""
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            return cls.of(handle)
+        finally:
+            os.close(handle)
+
+
+def acting_on(remotes: Place, owner: Owner) -> contextlib.AbstractContextManager[None]:
     """Change the remotes directory as its owner, whose it is to lead us astray in there with links.
 
-    Only where that is another one we stay who we are.
+    Raises :class:`Failure` where root would have to work in a directory of yet another user.
     """
-    is_owners = remotes.stat().st_uid == owner.uid
-    return acting_as(owner) if is_owners else contextlib.nullcontext()
+    if remotes.uid == owner.uid:
+        return acting_as(owner)
+    if os.geteuid() == 0 and not only_roots(remotes.real):
+        raise Failure("user", remotes.real, f"belongs to user {remotes.uid}, not to {owner.name}")
+    return contextlib.nullcontext()
 
 
 @dataclass
@@ -230,13 +254,11 @@ class Deployment:
 
     remotes: Path
     owner: Owner
+    place: Place
     dry_run: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     removed: set[Path] = field(default_factory=set)
     final: Path | None = None  # what ``remotes`` is a copy of, to take its place
-
-    def __post_init__(self) -> None:
-        self.real = self.remotes.resolve()
 
     def note(self, what: str, path: Path, tell: bool = False) -> None:
         """Count a change; say each only where an administrator has a reason to look."""
@@ -344,7 +366,7 @@ class Deployment:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             place = Path(os.readlink(f"/proc/self/fd/{handle}"))
-            if self.real not in (place, *place.parents):
+            if self.place.real not in (place, *place.parents):
                 raise Failure("owner", path, f"leads to {place}; remove the link, or chown that")
             yield handle
         finally:
@@ -356,7 +378,11 @@ class Deployment:
         self.note("removed", path, tell=path.suffix != ".pyc")
         self.removed.add(path)
         if not self.dry_run:
-            path.unlink()
+            try:
+                path.unlink()
+            except PermissionError:  # root's directory, a __pycache__ for one
+                with acting_as_root(), self.opened(path.parent) as parent:
+                    os.unlink(path.name, dir_fd=parent)
 
     def remove_tree(self, path: Path) -> None:
         self.note("removed", path, tell=True)
@@ -373,6 +399,13 @@ class Deployment:
                 for path in sorted([root, *directories(root)], reverse=True):
                     with contextlib.suppress(OSError):  # not empty: it stays
                         path.rmdir()
+                    if path.exists():
+                        with (
+                            contextlib.suppress(OSError, Failure),
+                            acting_as_root(),
+                            self.opened(path.parent) as parent,
+                        ):
+                            os.rmdir(path.name, dir_fd=parent)
 
 
 def directories(root: Path) -> Iterator[Path]:
@@ -397,12 +430,12 @@ def warn(text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(remotes: Path) -> Iterator[None]:
+def locked(remotes: Path) -> Iterator[Place]:
     """One run at a time; the lock is on the directory itself and leaves nothing behind."""
     handle = os.open(remotes, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield Place.of(handle)
     except BlockingIOError as err:
         raise Failure("lock", remotes, "another install.sh is at work here") from err
     finally:
@@ -428,7 +461,10 @@ def renewed(deployment: Deployment) -> Iterator[Deployment]:
         if not link_tree(live, stage / LIBRARY):
             yield deployment
             return
-        copy = Deployment(stage, deployment.owner, final=deployment.remotes)
+        place = Place.of_directory(stage)
+        if place.uid != os.geteuid():
+            raise Failure("stage", stage, "somebody has replaced it")
+        copy = Deployment(stage, deployment.owner, place, final=deployment.remotes)
         yield copy
         if copy.counts:
             exchange(stage / LIBRARY, live, stage / "old")
@@ -451,7 +487,8 @@ def stage_beside(remotes: Path) -> Iterator[Path]:
     try:
         yield stage
     finally:
-        shutil.rmtree(stage)
+        with acting_as_root():  # what was in the old library may be anybody's; no link is followed
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def link_tree(source: Path, target: Path) -> bool:
@@ -571,14 +608,13 @@ def modules_of(files: dict[str, File]) -> list[str]:
 
 
 def install(deployment: Deployment, source: Path, interpreter: str, venv: str) -> None:
-    remotes = deployment.remotes
     files = source_files(source, interpreter)
     for name in modules_of(files):
         try:
             compile(files[name].data, name, "exec")
         except (SyntaxError, ValueError) as err:
             raise Failure("compile", source / name, str(err)) from err
-    with acting_on(remotes, deployment.owner):
+    with acting_on(deployment.place, deployment.owner):
         put_in_place(deployment, files, Manifest(source_version(source), interpreter, venv))
 
 
@@ -749,13 +785,16 @@ def remove_venv(deployment: Deployment, venv: str) -> None:
 
 
 def only_roots(path: Path) -> bool:
-    """Whether none but root can have put there what is at ``path``."""
-    return all(each.lstat().st_uid == 0 for each in (path, *path.parents))
+    """Whether none but root can have put there what is at ``path``, links followed."""
+    real = path.resolve()
+    found = [each.stat() for each in (real, *real.parents)]
+    sticky_or_closed = [not each.st_mode & 0o002 or each.st_mode & stat.S_ISVTX for each in found]
+    return all(each.st_uid == 0 for each in found) and all(sticky_or_closed)
 
 
 def uninstall(deployment: Deployment, venv: str) -> None:
     """Remove what was installed, and nothing else; what stays in our directories is told."""
-    with acting_on(deployment.remotes, deployment.owner):
+    with acting_on(deployment.place, deployment.owner):
         take_out(deployment, venv)
 
 
@@ -941,8 +980,8 @@ def main(argv: list[str]) -> int:
         owner = Owner.parse(args.user)
         if args.command == "check":
             return check(remotes, owner, source, args.mend)
-        with locked(remotes):
-            deployment = Deployment(remotes, owner, args.dry_run)
+        with locked(remotes) as place:
+            deployment = Deployment(remotes, owner, place, args.dry_run)
             if args.command == "install":
                 install(deployment, source, args.interpreter, args.venv)
                 say(deployment.summary("everything is in place already, nothing to change"))

@@ -77,8 +77,9 @@ class AgentClient:
 
     ``host`` names the machine in errors; ``on_log`` gets (severity, text), ``on_progress`` gets
     (done, total) in bytes, ``on_counts`` what it has counted (``onestor_lib.agent.counters``).
-    ``patience`` is how many seconds it may give signs of life and nothing else: what it waits for,
-    a file system for one, may hang for ever. By default it may.
+    ``patience`` is how many seconds a call may take without getting on, which is told by growing
+    progress and by questions, not by signs of life: what an agent waits for, a file system for one,
+    may hang for ever. By default it may.
     """
 
     def __init__(
@@ -208,32 +209,41 @@ class AgentClient:
         return message.get("result")
 
     def _next_message(self, step: str) -> dict[str, Any]:
-        deadline = time.monotonic() + self._patience
+        deadline, most = time.monotonic() + self._patience, 0
         while True:
-            line = self._read_line(step)
-            if not line:  # a sign of life
-                if time.monotonic() > deadline:
-                    cause = f"it lives, but has done nothing for {self._patience:.0f} s"
-                    raise HostUnreachable(step, cause, host=self.host)
-                continue
-            deadline = time.monotonic() + self._patience
+            if time.monotonic() > deadline:
+                raise self._idle(step)
+            line = self._read_line(step, deadline)
+            if not line:
+                continue  # a sign of life
             message = channel.parse(line)
             if "log" in message:
                 severity, text = message["log"]
                 self._on_log(str(severity), str(text))
             elif "progress" in message:
-                done, total = message["progress"]
-                self._on_progress(int(done), int(total))
+                done, total = map(int, message["progress"])
+                self._on_progress(done, total)
+                if done > most:
+                    deadline, most = time.monotonic() + self._patience, done
             else:
                 if "counts" in message:
                     self._on_counts(self.host, message["counts"])
                 return message
 
-    def _read_line(self, step: str) -> bytes:
+    def _idle(self, step: str) -> HostUnreachable:
+        cause = f"it lives, but has done nothing for {self._patience:.0f} s"
+        return HostUnreachable(step, cause, host=self.host)
+
+    def _read_line(self, step: str, deadline: float = math.inf) -> bytes:
         while (end := self._buffer.find(b"\n")) < 0:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._idle(step)
             try:
-                block = self._stream.receive(channel.SILENCE)
+                block = self._stream.receive(min(channel.SILENCE, left))
             except TimeoutError:
+                if left < channel.SILENCE:
+                    continue
                 raise HostUnreachable(
                     step, f"no sign of life for {channel.SILENCE:.0f} s", host=self.host
                 ) from None

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from onestor_lib.agent.errors import OnestorError
 
+NONSENSE = "understand the answer"  # the step of errors
 _AT_ONCE = 32
 
 K = TypeVar("K")
@@ -25,7 +26,7 @@ def understood(host: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise OnestorError("understand the answer", cause, host=host) from error
+        raise OnestorError(NONSENSE, cause, host=host) from error
 
 
 def ask(

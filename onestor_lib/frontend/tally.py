@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import threading
 import time
@@ -20,6 +21,7 @@ from onestor_lib.frontend import arguments, state
 
 PREFIX = "onestor_"
 _MOST = 1e9  # that an agent may count at once
+_MOST_BYTES = 1 << 50  # of one transfer
 _MOST_SERIES = 10_000  # names with labels in the file; those that come later are not counted
 _PATIENCE = 2.0  # seconds for other actions that write down theirs
 # host:DIR or host:DIR/disk.N of a VM (contract section 2.1)
@@ -48,7 +50,8 @@ class Tally:
             self._counters[key] = self._counters.get(key, 0) + value
 
     def sent(self, source: str, target: str, size: int) -> None:
-        """Bytes that have crossed a link."""
+        """Bytes that have crossed a link, as its ends tell."""
+        size = min(max(0, size), _MOST_BYTES)
         if size:
             self.add("sent_bytes_total", size, source=source, target=target)
         with self._lock:
@@ -60,7 +63,7 @@ class Tally:
         Numbers of known names and reasons count, on itself or on a host that it has used.
         """
         for count in counts[: counters.MOST] if isinstance(counts, list) else ():
-            with contextlib.suppress(TypeError, ValueError, InvalidInput):
+            with contextlib.suppress(TypeError, ValueError, OverflowError, InvalidInput):
                 name, host, kind, value = count
                 labels = {"host": arguments.host(str(host) or peer)}
                 if kind:
@@ -120,10 +123,11 @@ def _read() -> dict[str, float]:
     """The same, for what is written back: raises ``OSError`` unless there is no file."""
     try:
         found = json.loads(_file().read_bytes())
-        return {str(key): float(value) for key, value in found.items()}
+        known = {str(key): float(value) for key, value in found.items()}
+        return {key: value for key, value in known.items() if math.isfinite(value)}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return {}  # damaged: no reason to count no more
 
 

@@ -19,6 +19,7 @@ from tests.drivers.conftest import (
     configure_system,
     entry_of,
     forget_log,
+    points,
     program_before,
     same_content,
     vm_files,
@@ -380,7 +381,7 @@ def test_D8_a_link_that_breaks_half_way(bed: Testbed, vm: Vm, cut: str) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("point", crashpoints.names("tm.mv"))
+@pytest.mark.parametrize("point", points("tm.mv", "tm.clone thin"))
 def test_D8_K18_mv_after_a_crash(bed: Testbed, vm: Vm, point: str) -> None:
     """Everything is whole on one of the two, and a repeat finishes the work."""
     directory = directory_of(bed, vm)

@@ -307,7 +307,7 @@ def test_E4_a_full_image_datastore_keeps_the_old_image(bed: Testbed) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("point", crashpoints.names("tm.mvds"))
+@pytest.mark.parametrize("point", points("tm.mvds", "tm.clone"))
 def test_E4_E5_A13_mvds_after_a_crash(bed: Testbed, point: str) -> None:
     """The image is the old or the new one and never in between; a repeat finishes the work."""
     image = bed.image(MEDIUM, persistent=True)

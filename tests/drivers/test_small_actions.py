@@ -375,6 +375,10 @@ PASS = ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "reco
 class TestMarkers:
     """What tells a host's probe whose a datastore is, without any VM there (contract 4.1)."""
 
+    @pytest.fixture(autouse=True)
+    def nothing_is_noted(self, bed: Testbed) -> None:
+        bed.frontend.run(["sh", "-c", "rm -rf ~/.onestor/markers"])
+
     def marker(self, host: Node, datastore: int) -> bytes | None:
         path = f"{DATASTORES}/{datastore}/.monitor"
         return host.read(path) if host.exists(path) else None

@@ -747,9 +747,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import deploy
-there = deploy.Deployment(Path(sys.argv[2]), deploy.Owner.parse("nobody"))
+remotes = Path(sys.argv[2])
+place = deploy.Place.of_directory(remotes)
+there = deploy.Deployment(remotes, deploy.Owner.parse("nobody"), place)
 wrong = there.remotes / "tm/onestor"
-with deploy.acting_on(there.remotes, there.owner):
+with deploy.acting_on(place, there.owner):
     for step in (
         lambda: there.permissions(wrong / "sub", (wrong / "sub").lstat(), 0o700),
         lambda: there.publish(wrong / "sub/new", wrong / "sub/final", 0o644),
@@ -785,8 +787,8 @@ with deploy.acting_on(there.remotes, there.owner):
         manifest = front_end.remotes / "onestor_lib/INSTALLED"
         facts = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**facts, "interpreter": str(own / "python3")}))
-        for words in (["--check"], []):
-            front_end.run(*words, status=None)
+        for words in (["--check"], [], ["--uninstall"]):
+            front_end.run(*words, status=None, ONESTOR_PATH=f"{own}:{front_end.base}/bin")
         assert set(who.read_text().split()) == {str(pwd.getpwnam(USER).pw_uid)}
 
     def test_a_private_environment_of_that_user_is_made_as_that_user(
@@ -799,3 +801,45 @@ with deploy.acting_on(there.remotes, there.owner):
         assert (place / "venv/bin/python3").exists()
         for path in [place, *place.rglob("*")]:
             assert path.lstat().st_uid == pwd.getpwnam(USER).pw_uid, path
+
+    def test_the_command_starts_with_an_interpreter_of_root_s(self, front_end: FrontEnd) -> None:
+        """And goes over to the drivers' one when root's rights are given up."""
+        own, who = front_end.base / "own", front_end.base / "who"
+        front_end.run("--private-venv", "--venv", str(front_end.base / "home/venv"))
+        interpreter = front_end.base / "home/venv/bin/python3"
+        own.mkdir()
+        who.touch(mode=0o666)
+        who.chmod(0o666)
+        script = f'#!/bin/sh\n/usr/bin/id -u >>"{who}"\nexec {PYTHON} "$@"\n'
+        interpreter.unlink()
+        interpreter.write_text(script)
+        interpreter.chmod(0o755)
+        for path in [front_end.base / "home", *(front_end.base / "home").rglob("*")]:
+            os.chown(path, *pwd.getpwnam(USER)[2:4])
+        front_end.run("--private-venv", "--venv", str(front_end.base / "home/venv"))
+        command = front_end.base / "command/onestor"
+        starter = command.read_text().splitlines()[0].removeprefix("#!")
+        assert Path(starter).stat().st_uid == 0 and not starter.startswith(str(interpreter.parent))
+        subprocess.run([command, "--help"], check=False, capture_output=True)
+        assert set(who.read_text().split()) == {str(pwd.getpwnam(USER).pw_uid)}
+
+    def test_bytecode_of_root_s_is_no_obstacle(self, front_end: FrontEnd) -> None:
+        front_end.run()
+        for top in ("tm/onestor", "onestor_lib/agent"):
+            cache = front_end.remotes / top / "__pycache__"
+            cache.mkdir(exist_ok=True)
+            (cache / "old.cpython-39.pyc").write_text("")
+            os.chown(cache, 0, 0)
+        (front_end.source / "onestor_lib/agent/locks.py").write_text("HELD = 2\n")
+        front_end.run()
+        front_end.run()
+        assert not [*front_end.remotes.rglob("old.*.pyc")]
+        front_end.run("--uninstall")
+
+    def test_links_of_root_s_into_a_directory_of_that_user(self, front_end: FrontEnd) -> None:
+        own = front_end.base / "own"
+        own.mkdir()
+        os.chown(own, *pwd.getpwnam(USER)[2:4])
+        (front_end.base / "link").symlink_to(own)
+        front_end.run("--private-venv", "--venv", str(front_end.base / "link/venv"))
+        assert (own / "venv").stat().st_uid == pwd.getpwnam(USER).pw_uid

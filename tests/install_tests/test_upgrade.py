@@ -230,7 +230,9 @@ def test_a_library_that_cannot_be_linked_is_changed_in_place(
     library = tmp_path / "remotes/onestor_lib"
     library.mkdir(parents=True)
     (library / "module.py").write_text("")
-    deployment = deploy.Deployment(tmp_path / "remotes", deploy.Owner(os.getuid(), os.getgid(), ""))
+    remotes = tmp_path / "remotes"
+    owner, place = deploy.Owner(os.getuid(), os.getgid(), ""), deploy.Place.of_directory(remotes)
+    deployment = deploy.Deployment(remotes, owner, place)
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError(deploy.errno.EPERM, "no links here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from onestor_lib.agent import locks, transfer
@@ -11,8 +12,10 @@ from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.chunks import CHUNK
 
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
-def damage(entry: Entry) -> str:
+
+def damage(entry: Entry, on_progress: Progress = lambda done, total: None) -> str:
     """What is wrong with the entry; "" when it is just as it was filled.
 
     The caller holds its lock.
@@ -30,7 +33,8 @@ def damage(entry: Entry) -> str:
     try:
         if os.fstat(fd).st_size != known.version.size:
             return "its file has another size"
-        found = transfer.digests_of(fd, known.version.size)
+        size = known.version.size
+        found = transfer.digests_of(fd, size, lambda done: on_progress(done, size))
     finally:
         os.close(fd)
     if found.digest() != known.digest:
@@ -41,7 +45,7 @@ def damage(entry: Entry) -> str:
     return ""
 
 
-def verify(path: Path, *, timeout: float) -> str:
+def verify(path: Path, *, timeout: float, on_progress: Progress = lambda done, total: None) -> str:
     """Check the entry ``path`` and drop it when it is damaged, so that the next clone fills anew.
 
     Returns what was wrong, "" if nothing was. VMs whose disks are based on a damaged entry keep
@@ -49,13 +53,13 @@ def verify(path: Path, *, timeout: float) -> str:
     """
     lock, purpose = Entry(path).lock, f"verify {path.name}"
     with locks.shared(lock, purpose=purpose, timeout=timeout):
-        wrong = damage(Entry(path))
+        wrong = damage(Entry(path), on_progress)
     with locks.exclusive(lock, purpose=purpose, timeout=timeout):
         entry = Entry(path)
         if not wrong:
             _note_verified(entry)
             return ""
-        if not (wrong := damage(entry)):
+        if not (wrong := damage(entry, on_progress)):
             return ""  # it has been filled anew meanwhile
         links = entry.image.lstat().st_nlink - 1 if os.path.lexists(entry.image) else 0
         entry.drop()

@@ -26,6 +26,7 @@ OPERATIONS = {
     "disk.make": "volatile:make",
     "disk.receive": "volatile:receive",
     "host.examine": "examining:examine",
+    "host.clock": "examining:clock",
     "host.reach": "examining:reach",
     "disk.describe": "reshaping:describe",
     "disk.flatten": "reshaping:flatten",

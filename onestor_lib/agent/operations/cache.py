@@ -122,7 +122,7 @@ def follow(
 
 def verify(call: Call, *, path: str, lock_timeout: float) -> dict[str, str]:
     """Compare an entry with its manifest; a damaged one is dropped. What was wrong, or ""."""
-    return {"wrong": scrub.verify(Path(path), timeout=lock_timeout)}
+    return {"wrong": scrub.verify(Path(path), timeout=lock_timeout, on_progress=call.progress)}
 
 
 def trim(call: Call, *, root: str, limits: dict[str, Any], lock_timeout: float) -> dict[str, int]:

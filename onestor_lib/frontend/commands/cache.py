@@ -75,27 +75,12 @@ def verify(image: str | None, names: tuple[str, ...], as_json: bool) -> None:
 
         caches = Caches(request, names)
         rows, failed = caches.rows_of(caches.image(image)) if image else caches.rows()
-        found = []
+        rows = [row for row in rows if row["state"] in (COMPLETE, DAMAGED, STALE)]
         with _bar(sum(row["bytes"] for row in rows), "verify") as advance:
-            for row in rows:
-                if row["state"] in (COMPLETE, DAMAGED, STALE):
-                    found.append(_verified(caches, row))
-                advance(row["bytes"])
+            found = caches.verify(rows, advance)
         return _outcome(found, failed, as_json, ("HOST", "IMAGE", "RESULT", "NAME", "DETAIL"))
 
     running.run("cache", work)
-
-
-def _verified(caches: Any, row: Row) -> Row:
-    facts = {name: row[name] for name in ("host", "image", "name", "path")}
-    try:
-        wrong = caches.verify(row)
-        if not wrong:
-            return {**facts, "result": "ok", "detail": ""}
-        caches.repair(row)
-    except OnestorError as error:
-        return {**facts, "result": "failed", "detail": str(error)}
-    return {**facts, "result": "repaired", "detail": wrong}
 
 
 @cache.command("prune")
@@ -217,8 +202,14 @@ def _bar(size: int, label: str) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda done: None
         return
+    lock = threading.Lock()
     with click.progressbar(length=size, label=label, file=sys.stderr, show_eta=True) as bar:
-        yield bar.update
+
+        def told(done: int) -> None:
+            with lock:
+                bar.update(done)
+
+        yield told
 
 
 @contextlib.contextmanager

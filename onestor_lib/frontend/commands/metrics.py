@@ -9,6 +9,7 @@ import click
 from onestor_lib.agent import publish
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.commands import output, running
+from onestor_lib.frontend.commands.running import Report
 
 
 @click.command()
@@ -22,14 +23,14 @@ from onestor_lib.frontend.commands import output, running
 def metrics(file: Path | None, as_json: bool) -> None:
     """Show figures in the text format of Prometheus."""
 
-    def work(request: Request) -> str | None:
+    def work(request: Request) -> Report:
         from onestor_lib.frontend.services import metrics as service
 
-        figures = service.figures(request)
+        figures, is_all = service.figures(request)
         text = output.lines([figures]) if as_json else service.text(figures)
         if file is None:
-            return text
+            return Report(text, is_all)
         publish.write_file(file, f"{text}\n".encode())
-        return None
+        return Report("", is_all)
 
     running.run("metrics", work)

@@ -29,6 +29,7 @@ def run(as_json: bool) -> None:
 
 
 def _run(request: Request, as_json: bool) -> str | None:
+    from onestor_lib.frontend.services import markers
     from onestor_lib.frontend.services.recovery_pass import Pass
 
     if not oned.Client().leads():
@@ -44,12 +45,13 @@ def _run(request: Request, as_json: bool) -> str | None:
             return None
         begin = time.monotonic()
         done = Pass(request).run()
+        seconds = time.monotonic() - begin
     for what, count in done.items():
         request.log.tally.add("recovery_copies_total", count, outcome=what)
     counts = ", ".join(f"{count} {what}" for what, count in done.items())
-    seconds = time.monotonic() - begin
     if any(done.values()):
         request.log.info(f"{counts}, {seconds:.1f} s")
+    markers.sweep(request)  # last: a host that is down must hold up neither this pass nor the next
     return output.lines([{**done, "seconds": round(seconds, 3)}]) if as_json else None
 
 

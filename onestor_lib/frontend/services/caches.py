@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 from onestor_lib.agent.errors import InvalidInput, Missing, OnestorError
-from onestor_lib.frontend import arguments, xml
+from onestor_lib.frontend import arguments, parallel, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import warming
 from onestor_lib.frontend.services.fleet import Fleet, Machine
@@ -15,6 +15,7 @@ from onestor_lib.frontend.services.hosts import PATIENCE
 from onestor_lib.frontend.services.supply import limits
 
 COMPLETE, DAMAGED, STALE = "complete", "damaged", "old version"
+REPAIRED = "repaired"
 
 Row = dict[str, Any]
 
@@ -34,12 +35,11 @@ class Caches:
 
     def rows(self) -> tuple[list[Row], dict[str, OnestorError]]:
         """A row for each entry on each machine, and the machines that do not answer."""
-        found, failed = self.fleet.ask(self.machines, self._entries)
-        rows = []
-        for machine in self.machines:
-            for entry in found.get(machine.name, ()):
-                rows.append(self._row(machine, entry))
-        return rows, failed
+        found, failed = self.fleet.ask(
+            self.machines,
+            lambda machine: [self._row(machine, entry) for entry in self._entries(machine)],
+        )
+        return [row for each in self.machines for row in found.get(each.name, ())], failed
 
     def rows_of(self, image: xml.Element) -> tuple[list[Row], dict[str, OnestorError]]:
         """The rows of one image; those that are not of its present version say so."""
@@ -52,16 +52,50 @@ class Caches:
                 row["state"] = STALE
         return mine, failed
 
-    def verify(self, row: Row) -> str:
-        """Read an entry again; a damaged one is dropped. What was wrong, "" if nothing was."""
+    def verify(self, rows: list[Row], told: Callable[[int], None]) -> list[Row]:
+        """Read entries again, those of all hosts at once; a damaged one is dropped and filled anew.
+
+        The rows with their ``result`` and its ``detail``; ``told`` is how many bytes are done.
+        """
+        by_host: dict[str, list[Row]] = {}
+        for row in rows:
+            by_host.setdefault(row["host"], []).append(row)
+
+        def work(host: str) -> list[Row]:
+            found = []
+            for row in by_host[host]:
+                found.append(self._verified(row))
+                told(row["bytes"])
+            return found
+
+        done, failed = parallel.ask(list(by_host), work)
+        for host, error in failed.items():
+            done[host] = [_with(row, warming.FAILED, str(error)) for row in by_host[host]]
+        return [row for host in by_host for row in done[host]]
+
+    def _verified(self, row: Row) -> Row:
+        try:
+            with parallel.understood(row["host"]):
+                if wrong := self._verify(row):
+                    self._repair(row)
+                return _with(row, REPAIRED if wrong else "ok", wrong)
+        except OnestorError as error:
+            return _with(row, warming.FAILED, str(error))
+
+    def _verify(self, row: Row) -> str:
+        """What was wrong with an entry, which is dropped then; "" if nothing was."""
         machine = self._machine(row["host"])
         timeout = machine.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT")
         answer = self.fleet.call(
-            machine, "cache.verify", patience=math.inf, path=row["path"], lock_timeout=timeout
+            machine,
+            "cache.verify",
+            patience=timeout + PATIENCE,
+            path=row["path"],
+            lock_timeout=timeout,
         )
         return str(answer["wrong"])
 
-    def repair(self, row: Row) -> None:
+    def _repair(self, row: Row) -> None:
         """Fill an entry anew that was dropped; raises :class:`OnestorError`."""
         image = self.images.get(row["path"])
         if image is None:
@@ -146,8 +180,8 @@ class Caches:
             "bytes": int(entry["bytes"]) + int(entry["part_bytes"]),
             "shared": int(entry["shared"]),
             "used": float(entry["used"]),
-            "verified": entry.get("verified"),
-            "source": entry.get("source", ""),
+            "verified": float(entry["verified"]) if entry.get("verified") else None,
+            "source": str(entry.get("source", "")),
             "version": entry["version"],
         }
 
@@ -155,3 +189,8 @@ class Caches:
 def source_of(image: xml.Element) -> str:
     """The path of an image; raises :class:`InvalidInput` where it is none."""
     return arguments.checked_path(image.text("SOURCE"))
+
+
+def _with(row: Row, result: str, detail: str) -> Row:
+    facts = {name: row[name] for name in ("host", "image", "name", "path")}
+    return {**facts, "result": result, "detail": detail}

@@ -28,6 +28,7 @@ class Machine:
     """A host as oned knows it, or a replica that oned may not know."""
 
     name: str
+    address: str  # where other hosts reach it for images (REPLICA_STORAGE_IP)
     cluster: str  # "" when oned does not know it
     tier: str
     settings: Settings  # with what the system datastore that it belongs to says
@@ -96,14 +97,18 @@ class Fleet:
         found = {}
         for host in self.client.hosts().all("HOST"):
             name, cluster = host.text("NAME"), host.text("CLUSTER_ID")
-            used = cluster in clusters or name in replicas
-            if not used or host.text("STATE") == OFFLINE:
-                continue
-            settings = replicas.get(name) or self.settings_of(clusters[cluster])
-            tier = REPLICA if name in replicas else HOST
-            found[name] = Machine(arguments.host(name), cluster, tier, settings)
+            if host.text("STATE") == OFFLINE:
+                replicas.pop(name, None)
+            elif cluster in clusters or name in replicas:
+                settings = replicas.get(name) or self.settings_of(clusters[cluster])
+                tier = REPLICA if name in replicas else HOST
+                try:
+                    address = arguments.host(host.text("TEMPLATE/REPLICA_STORAGE_IP") or name)
+                    found[name] = Machine(arguments.host(name), address, cluster, tier, settings)
+                except InvalidInput as error:  # of another hypervisor, for one
+                    self._request.log.warn(f"host {host.text('ID')} is left out: {error}")
         for name, settings in replicas.items():
-            found.setdefault(name, Machine(name, "", REPLICA, settings))
+            found.setdefault(name, Machine(name, name, "", REPLICA, settings))
         return sorted(found.values(), key=lambda each: (each.tier != REPLICA, each.name))
 
     def _replicas_of(self, system: xml.Element, settings: Settings) -> Iterator[str]:

@@ -24,7 +24,11 @@ _OFTEN, _AGAIN = 3600.0, 300.0  # seconds until a host is looked at again, and a
 
 def sweep(request: Request) -> None:
     """Give each host that is due the markers it should have; nothing of this is an error."""
-    wanted = _wanted(request)
+    try:
+        wanted = _wanted()
+    except OnestorError as error:
+        request.log.warn(f"markers are not looked at: {error}")
+        return
     noted = {str(facts.get("host")): facts for _, facts in state.every(_KIND)}
     due = [host for host, markers in wanted.items() if _is_due(noted.get(host, {}), markers)]
 
@@ -43,7 +47,7 @@ def sweep(request: Request) -> None:
         state.remove(f"{_KIND}/{host}")
 
 
-def _wanted(request: Request) -> dict[str, dict[str, str]]:
+def _wanted() -> dict[str, dict[str, str]]:
     """By host the content of each marker by directory: "" where ours must not stay.
 
     Of hosts in clusters without any datastore of ours only those are looked at that had one.

@@ -5,6 +5,7 @@ The text is that of the exposition format, which node_exporter's textfile collec
 
 from __future__ import annotations
 
+from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import tally
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import overview
@@ -26,17 +27,22 @@ _KNOWN = (
 )
 
 
-def figures(request: Request) -> dict[str, float]:
-    """All figures by name and labels; raises what asking oned does."""
+def figures(request: Request) -> tuple[dict[str, float], bool]:
+    """All figures by name and labels; False without those of copies: oned does not answer."""
     series = tally.totals()
-    for row in overview.rows(request):
+    try:
+        rows = overview.rows(request)
+    except OnestorError as error:
+        request.log.warn(str(error))
+        return series, False
+    for row in rows:
         labels = {"vm": str(row["vm"]), "disk": row["disk"]}
         for name in ("age", "lag"):
             if row[name] is not None:
                 series[tally.series(f"recovery_{name}_seconds", **labels)] = row[name]
-        if row["frequency"] is not None:
+        if row["frequency"] is not None and row["answered"]:
             series[tally.series("recovery_missing", **labels)] = row["age"] is None
-    return series
+    return series, True
 
 
 def text(series: dict[str, float]) -> str:

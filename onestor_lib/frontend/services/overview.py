@@ -10,7 +10,7 @@ from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import parallel, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
-from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 from onestor_lib.frontend.services.recovery import Cloud, Wanted, copies_on, root
 
 Row = dict[str, Any]
@@ -35,16 +35,23 @@ def rows(request: Request) -> list[Row]:
 def _youngest(request: Request, replicas: dict[str, Settings]) -> tuple[_Found, dict[str, str]]:
     """The youngest copy of each disk and where it lies; the replicas that do not answer, why."""
 
-    answers, failed = parallel.ask(
-        list(replicas),
-        lambda replica: copies_on(replica, replicas[replica], copy.copy(request.log)),
-    )
+    def ask(replica: str) -> list[tuple[tuple[int, str], dict[str, int]]]:
+        copies = copies_on(replica, replicas[replica], copy.copy(request.log))
+        return [
+            (
+                (int(each["vm"]), str(each["disk"])),
+                {name: int(each[name]) for name in ("point", "allocated")},
+            )
+            for each in copies
+            if each["disk"]
+        ]
+
+    answers, failed = parallel.ask(list(replicas), ask)
     found: _Found = {}
     for replica, answer in answers.items():
-        for each in answer:
-            key = int(each["vm"]), str(each["disk"])
-            if each["disk"] and (key not in found or found[key][1]["point"] < each["point"]):
-                found[key] = replica, each
+        for key, copied in answer:
+            if key not in found or found[key][1]["point"] < copied["point"]:
+                found[key] = replica, copied
     return found, {replica: str(error) for replica, error in failed.items()}
 
 
@@ -69,6 +76,8 @@ def _row(
         "lag": max(0.0, age - frequency) if age is not None and frequency else None,
         "size": copied["allocated"] if copied else None,
         "replica": replica,
+        # Whether there is a copy, and which is the youngest, is known.
+        "answered": wanted is None or not any(name in failed for name in wanted.replicas),
         "error": error,
     }
 
@@ -81,7 +90,7 @@ def drop(request: Request, vm_id: int) -> list[str]:
     done, failed = [], []
     for replica, settings in Cloud(request).replicas().items():
         try:
-            with Hosts(settings, request.log).agent(replica) as agent:
+            with Hosts(settings, request.log, patience=PATIENCE).agent(replica) as agent:
                 if agent.call("recovery.forget", root=root(settings), vm=vm_id)["removed"]:
                     done.append(replica)
         except OnestorError as error:

@@ -23,7 +23,7 @@ from onestor_lib.frontend import oned, qcow2_options, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import domains, markers, recovery, tombstones, vms
+from onestor_lib.frontend.services import domains, recovery, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.recovery import Cloud, Wanted
 
@@ -81,7 +81,6 @@ class Pass:
         self._turns: dict[str, threading.Semaphore] = {}
         self._told: set[tuple[int, str]] = set()  # the disks that have failed in this pass
         self.done: dict[str, int] = {"copied": 0, "unchanged": 0, "failed": 0}
-        self._has_marked = False
         self._talking = ThreadPoolExecutor(_THREADS)
         # By host and replica, so that a slow one of either holds up only what needs it.
         self._lanes: dict[tuple[str, str], ThreadPoolExecutor] = {}
@@ -131,9 +130,6 @@ class Pass:
     def _plan(self) -> None:
         request = replace(self._request, log=self._own_log())
         self._begin(self._talking, ("tombstones",), tombstones.sweep, request)
-        if not self._has_marked:
-            self._has_marked = True
-            self._begin(self._talking, ("markers",), markers.sweep, request)
         now = time.time()  # before anybody is asked: what is written behind that comes next time
         cloud = Cloud(self._request)
         known = self._look(cloud)

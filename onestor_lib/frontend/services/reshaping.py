@@ -9,7 +9,7 @@ from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import bridges, moving, overview, systems, vms
-from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
 
@@ -46,7 +46,8 @@ class Disks:
         templates = self._vm.all("TEMPLATE/DISK")
         formats = {f"disk.{each.text('DISK_ID')}": vms.format_of(each) for each in templates}
         settings, _ = vms.settings_of(self._request.settings, self._client, self._directory)
-        with Hosts(settings, self._log).agent(self._directory.host) as host:
+        hosts = Hosts(settings, self._log, patience=PATIENCE)
+        with hosts.agent(self._directory.host) as host:
             found = host.call("disk.describe", path=self._directory.path, formats=formats)
         copies = {row["disk"]: row for row in overview.rows(self._request) if row["vm"] == self._id}
         images = {f"disk.{each.text('DISK_ID')}": each.text("IMAGE_ID") for each in templates}

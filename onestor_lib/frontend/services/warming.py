@@ -11,7 +11,6 @@ No host is believed about what is in the image, see :class:`_Content`.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import time
@@ -23,7 +22,7 @@ from onestor_lib.frontend import arguments, parallel, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import bridges, transfer
 from onestor_lib.frontend.services.fleet import REPLICA, Fleet, Machine
-from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import goes_beside, require_content, wanted
 
@@ -58,25 +57,32 @@ def warm(
         raise InvalidInput(_STEP, "a persistent image never goes through a cache")
     facts = describe(request, fleet, image)
     path = arguments.checked_path(image.text("SOURCE"))
-    here, unreachable = fleet.ask(
-        machines, lambda machine: _has(fleet, machine, path, facts["version"])
+    held, unreachable = fleet.ask(
+        fleet.machines, lambda machine: _digest_on(fleet, machine, path, facts["version"])
     )
-    cold = [machine for machine in machines if here.get(machine.name) is False]
-    outcome: dict[str, dict[str, Any]] = {
-        **{name: {"result": "hit", "error": ""} for name, had in here.items() if had},
-        **{name: _failed(error) for name, error in unreachable.items()},
+    cold = [machine for machine in machines if held.get(machine.name) == ""]
+    outcome = {
+        machine.name: {"result": "hit", "error": ""}
+        for machine in machines
+        if held.get(machine.name)
     }
-    near = _holders(fleet, path, facts["version"], exclude=cold)
-    content = _Content(str(facts["digest"]))
+    for machine in machines:
+        if machine.name in unreachable:
+            outcome[machine.name] = _failed(unreachable[machine.name])
+    near = [each for each in fleet.machines if held.get(each.name)]
+    of_replicas = [held[each.name] for each in near if each.tier == REPLICA]
+    content = _Content(facts["digest"] or next(iter(of_replicas), ""))
     chains = {
         chain[0].name: _Chain(fleet, image, facts, content, chain, near, progress)
         for chain in _chains(cold)
     }
-    filled, _ = parallel.ask(
+    filled, broken = parallel.ask(
         list(chains), lambda first: chains[first].run(), at_once=max(1, len(chains))
     )
     for found in filled.values():
         outcome.update(found)
+    for first, error in broken.items():
+        outcome.update({each.name: _failed(error) for each in chains[first].machines})
     return [{"host": machine.name, **outcome[machine.name]} for machine in machines]
 
 
@@ -96,25 +102,21 @@ def _chains(machines: list[Machine]) -> list[list[Machine]]:
     ]
 
 
-def _holders(
-    fleet: Fleet, path: str, version: dict[str, int], *, exclude: list[Machine]
-) -> list[Machine]:
-    """The machines that have the image already; one that does not answer has nothing."""
-    others = [each for each in fleet.machines if each not in exclude]
-    found, _ = fleet.ask(others, lambda machine: _has(fleet, machine, path, version))
-    return [each for each in others if found.get(each.name)]
-
-
-def _has(fleet: Fleet, machine: Machine, path: str, version: dict[str, int]) -> bool:
+def _digest_on(fleet: Fleet, machine: Machine, path: str, version: dict[str, int]) -> str:
+    """The digest of the image as a machine has it; "" where it has not."""
     root = os.path.dirname(os.path.dirname(path))
-    entries = fleet.call(machine, "cache.entries", root=root)
-    return any(each["path"] == path and each["version"] == version for each in entries)
+    for each in fleet.call(machine, "cache.entries", root=root):
+        if each["path"] == path and each["version"] == version:
+            return str(each["digest"])
+    return ""
 
 
 class _Content:
-    """What is in the image: the origin has its digest on record, or else says it with its content.
+    """What is in the image: the origin has its digest on record, a replica has told us, or the
+    origin says it with the content.
 
-    Until one of these or a replica has said it, none but they may send. Chains share it.
+    Until then none but these may send. What a host has received it tells itself, so that counts for
+    nothing. Chains share it.
     """
 
     def __init__(self, digest: str) -> None:
@@ -127,10 +129,7 @@ class _Content:
 
     def came_from(self, machine: Machine, found: dict[str, Any]) -> None:
         """Raise :class:`TransferFailed` unless what a machine has sent is the image."""
-        with self._lock:
-            if not self._digest and machine.tier == REPLICA:
-                self._digest = str(found["digest"])
-            require_content(self._digest or "not known", found, machine.name)
+        require_content(self._digest or "not known", found, machine.name)
 
     def came_from_origin(self, found: dict[str, Any]) -> None:
         with self._lock:
@@ -150,34 +149,33 @@ class _Chain:
         near: list[Machine],
         progress: Progress,
     ) -> None:
-        self._fleet, self._facts, self._machines = fleet, facts, machines
+        self._fleet, self._facts, self.machines = fleet, facts, machines
         self._image, self._content = image, content
         self._path = arguments.checked_path(image.text("SOURCE"))
         cluster = machines[0].cluster
         self._near = sorted(near, key=lambda each: (each.cluster != cluster, each.tier != REPLICA))
         self._progress = progress
-        self._hosts = fleet.hosts(machines[0], patience=math.inf)
+        waits = machines[0].settings.seconds("REPLICA_COPY_LOCK_TIMEOUT")
+        self._hosts = fleet.hosts(machines[0], patience=PATIENCE + waits)
         self._begin = time.monotonic()
         self.outcome: dict[str, dict[str, Any]] = {}
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Fill from the last one on: it has the one before it filled, and so on. The outcome."""
-        last, size = self._machines[-1].name, int(self._facts["version"]["size"])
+        last, size = self.machines[-1].name, int(self._facts["version"]["size"])
         self._progress(last, 0, size)
         try:
-            with _origin(
-                self._watched(self._machines[0]), self._fleet, self._image
-            ) as self._origin:
-                for number in reversed(range(len(self._machines))):
+            with _origin(self._watched(self.machines[0]), self._fleet, self._image) as self._origin:
+                for number in reversed(range(len(self.machines))):
                     self._attempt(number)
         except OnestorError as error:
-            for machine in self._machines:
+            for machine in self.machines:
                 self.outcome.setdefault(machine.name, _failed(error))
         self._progress(last, size, size)
         return self.outcome
 
     def _attempt(self, number: int) -> None:
-        name = self._machines[number].name
+        name = self.machines[number].name
         try:
             with parallel.understood(name):
                 self._fill(number)
@@ -185,7 +183,7 @@ class _Chain:
             self.outcome[name] = _failed(error)
 
     def _fill(self, number: int) -> None:
-        machine = self._machines[number]
+        machine = self.machines[number]
         with self._watched(machine).agent(machine.name) as agent:
             agent.call(
                 "cache.have",
@@ -198,7 +196,7 @@ class _Chain:
     def _watched(self, machine: Machine) -> Hosts:
         """What connects to a machine: all of the chain hear of each other's progress."""
         hosts = self._hosts.under(machine.settings)
-        if machine is self._machines[-1]:  # whatever it has, those before it have, too
+        if machine is self.machines[-1]:  # whatever it has, those before it have, too
             size = int(self._facts["version"]["size"])
             hosts.watch = lambda done, total: self._progress(machine.name, min(done, size), size)
         return hosts
@@ -208,7 +206,7 @@ class _Chain:
         if question["ask"] == "gone":
             names = [str(name) for name in question["names"]]
             return {"names": self._origin.missing(os.path.dirname(self._path), names)}
-        machine = self._machines[number]
+        machine = self.machines[number]
         target = {name: question[name] for name in ("temporary", "manifest", "reuse")}
         if not goes_beside(self._path, str(target["temporary"]), str(target["manifest"])):
             cause, path = "the host asks for what it must not have", str(target["temporary"])
@@ -233,13 +231,13 @@ class _Chain:
     def _sources(self, number: int) -> Iterator[Machine]:
         """From whom the machine ``number`` may fetch, the best first."""
         if number:  # when it asks the origin in turn, that is done before it has sent the end
-            yield self._machines[number - 1]
+            yield self.machines[number - 1]
         yield from [each for each in self._near if self._content.is_known or each.tier == REPLICA][
             :2
         ]
 
     def _pull(self, source: Machine, machine: Machine, target: dict[str, Any]) -> dict[str, Any]:
-        before = self._machines.index(source) if source in self._machines else None
+        before = self.machines.index(source) if source in self.machines else None
 
         def answer(question: dict[str, Any]) -> dict[str, Any]:
             if before is None:
@@ -249,7 +247,7 @@ class _Chain:
         return transfer.pull(
             self._watched(machine),
             source.name,
-            source.name,
+            source.address,
             host=machine.name,
             image=self._wanted(source),
             answer=answer,

@@ -39,12 +39,19 @@ class Answers:
     mesh: dict[str, dict[str, str]] = field(default_factory=dict)
     no_mesh: dict[str, OnestorError] = field(default_factory=dict)
     here: dict[str, Any] = field(default_factory=dict)  # the front-end
+    missing: list[str] = field(default_factory=list)  # of the remotes of the front-end
+
+    def all_is_reached(self) -> bool:
+        """Whether each host gets to each, with whichever keys."""
+        failed = [*self.unreachable.values(), *self.no_mesh.values()]
+        causes = [cause for found in self.mesh.values() for cause in found.values()]
+        return bool(self.mesh) and not failed and not any(causes)
 
 
 def ask(request: Request, fleet: Fleet) -> Answers:
     """Ask all at once; raises only what asking this machine does."""
     answers = Answers()
-    scripts = _scripts()
+    scripts, answers.missing = _scripts()
     machines = {machine.name: machine for machine in fleet.machines}
     questions: dict[tuple[str, str], Callable[[], Any]] = {
         (_HERE, ""): lambda: _examine_here(request, fleet)
@@ -69,10 +76,10 @@ def ask(request: Request, fleet: Fleet) -> Answers:
 
 
 def _examine_here(request: Request, fleet: Fleet) -> Any:
-    own = Machine("", "", "", request.settings)
+    own = Machine("", "", "", "", request.settings)
     with fleet.hosts(own).local_agent() as here:
         return here.call(
-            "host.examine", uri=_uri(own), datastores=paths(fleet.images), pairs=[], scripts={}
+            "host.examine", uri=uri(own), datastores=paths(fleet.images), pairs=[], scripts={}
         )
 
 
@@ -82,15 +89,15 @@ def _examine(
     systems, images = paths(fleet.systems), paths(fleet.images)
     with fleet.hosts(machine).agent(machine.name) as agent:
         begin = time.time()
+        clock = float(agent.call("host.clock"))  # by itself: what follows takes seconds
+        end = time.time()
         facts = agent.call(
             "host.examine",
-            uri=_uri(machine),
+            uri=uri(machine),
             datastores=[*systems, *images],
             pairs=[[system, image] for system in systems for image in images],
             scripts=scripts,
         )
-        end = time.time()
-    clock = float(facts["clock"])
     return facts, 0.0 if begin <= clock <= end else clock - (end if clock > end else begin)
 
 
@@ -127,8 +134,11 @@ def etc() -> Path:
     return Path(location, "etc") if location else Path("/etc/one")
 
 
-def _scripts() -> dict[str, str]:
-    """What hosts should have of the remotes: paths there, with digests of what is here."""
+def _scripts() -> tuple[dict[str, str], list[str]]:
+    """What hosts should have of the remotes: paths there, with digests of what is here.
+
+    And what cannot be read here, which no host can have rightly.
+    """
     there, remotes = _SCRIPTS, boundary.remotes_directory()
     try:
         text = (etc() / "oned.conf").read_text(encoding="utf-8", errors="replace")
@@ -136,10 +146,15 @@ def _scripts() -> dict[str, str]:
             there = match[1]
     except OSError:
         pass  # is told elsewhere
-    return {
-        f"{there}/{name}": hashlib.sha256((remotes / name).read_bytes()).hexdigest()
-        for name in _NEEDED
-    }
+    found, missing = {}, []
+    for name in _NEEDED:
+        try:
+            content = (remotes / name).read_bytes()
+        except OSError as error:
+            missing.append(f"{remotes / name}: {error.strerror}")
+        else:
+            found[f"{there}/{name}"] = hashlib.sha256(content).hexdigest()
+    return found, missing
 
 
 def paths(datastores: list[Any]) -> list[str]:
@@ -147,5 +162,6 @@ def paths(datastores: list[Any]) -> list[str]:
     return [arguments.checked_path(each.text("BASE_PATH")) for each in datastores]
 
 
-def _uri(machine: Machine) -> str:
+def uri(machine: Machine) -> str:
+    """How virsh reaches the hypervisor of a machine; raises :class:`InvalidInput`."""
     return machine.settings.text("LIBVIRT_URI", r"[A-Za-z0-9+]+:[^\s]*", "a libvirt URI")

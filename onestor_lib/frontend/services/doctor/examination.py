@@ -21,6 +21,11 @@ def run(request: Request) -> list[Finding]:
     except OnestorError as error:
         mend = "systemctl status opennebula, and look at ~oneadmin/.one/one_auth"
         return [bad(frontend.HERE, "oned", str(error), mend)]
+    try:
+        for machine in fleet.machines:
+            asking.uri(machine)
+    except InvalidInput as error:
+        return [bad(frontend.HERE, "attributes", str(error), "edit onestorrc")]
     answers = asking.ask(request, fleet)
     asks = any(
         recovery.asks(disk)

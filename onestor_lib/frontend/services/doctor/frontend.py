@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from onestor_lib.agent import process
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import boundary, log, registration, state
-from onestor_lib.frontend.services.doctor import asking
+from onestor_lib.frontend.services.doctor import asking, hosts
 from onestor_lib.frontend.services.doctor.asking import Answers
 from onestor_lib.frontend.services.doctor.findings import Finding, bad, good, warn
 
@@ -20,34 +20,35 @@ _OVERDUE = 600.0  # seconds since the last pass of recovery copies
 
 def judge(answers: Answers, *, asks_for_copies: bool) -> Iterator[Finding]:
     """The findings about the front-end; ``asks_for_copies``: a disk does."""
-    yield _keys()
+    yield _keys(answers)
     said = answers.here["qemu_img"]
     if said["wrong"]:
         yield bad(HERE, "qemu-img", said["wrong"], "install qemu-utils (Debian) or qemu-img")
     else:
         yield good(HERE, "qemu-img", said["is"])
     for path, facts in answers.here["datastores"].items():  # this machine is not doubted
-        if facts["wrong"]:
-            mend = f"chown oneadmin: {path}"
-            yield bad(HERE, "permissions", f"{path}: {facts['wrong']}", mend)
+        yield from hosts.judge_datastore(HERE, path, facts, f"more room at {path}")
+    for text in answers.missing:
+        yield bad(HERE, "remotes", text, "./install.sh")
     yield from _registration()
     if asks_for_copies:
         yield _timer()
 
 
-def _keys() -> Finding:
-    """Hosts have no private keys: they are lent our ssh-agent."""
+def _keys(answers: Answers) -> Finding:
+    """Hosts have no private keys: they are lent our ssh-agent. Keys of their own do as well."""
+    problem = warn if answers.all_is_reached() else bad
     mend = "systemctl start opennebula-ssh-agent"
     try:
         result = process.run(["ssh-add", "-l"], timeout=_QUICK, step="ssh-add")
     except OnestorError as error:
-        return bad(HERE, "ssh-agent", error.cause, "install the OpenSSH client")
+        return problem(HERE, "ssh-agent", error.cause, "install the OpenSSH client")
     if result.ok:
         count = len(result.stdout.splitlines())
         return good(HERE, "ssh-agent", f"has {count} key{'s' if count > 1 else ''}")
     if result.status == _NO_KEYS:
-        return bad(HERE, "ssh-agent", "has no key", "as oneadmin: ssh-add")
-    return bad(HERE, "ssh-agent", result.reason, mend)
+        return problem(HERE, "ssh-agent", "has no key", "as oneadmin: ssh-add")
+    return problem(HERE, "ssh-agent", result.reason, mend)
 
 
 def _registration() -> Iterator[Finding]:

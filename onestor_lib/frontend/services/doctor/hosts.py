@@ -18,6 +18,7 @@ from onestor_lib.frontend.services.fleet import Fleet, Machine
 _PYTHON = [3, 9]
 _SKEW_WARNING, _SKEW_ERROR = 2.0, 60.0  # seconds
 _LITTLE, _FULL = 10, 2  # percent that are free
+_FEW = 1000  # inodes that are free
 # A rule of apparmor.d(5) that allows to write: /var/lib/one/** rwk,
 _RULE = re.compile(r'\s*(?:owner\s+)?"?(/[^\s"]*)"?\s+[a-z]*w[a-z]*,')
 _MOST_RULES, _LONGEST_RULE = 1 << 18, 1000  # characters; a host may say anything
@@ -36,8 +37,7 @@ def judge(fleet: Fleet, answers: Answers) -> Iterator[Finding]:
             with parallel.understood(machine.name):
                 found = [*_facts(fleet, machine, answers)]
         except OnestorError as error:
-            mend = f"as oneadmin: onehost sync -f {machine.name}, and look who answers there"
-            yield bad(machine.name, "answer", error.cause, mend)
+            yield _unreachable(machine.name, error)
         else:
             yield from found
 
@@ -58,6 +58,9 @@ def _facts(fleet: Fleet, machine: Machine, answers: Answers) -> Iterator[Finding
 
 def _unreachable(name: str, error: OnestorError) -> Finding:
     cause = error.cause
+    if error.step == parallel.NONSENSE:
+        mend = f"on {name}: look who answers there, and with which python3"
+        return bad(name, "answer", cause, mend)
     if "host key" in cause.lower():
         return bad(name, "host key", cause, _KEYS.format(host=name))
     if "python" in cause.lower():
@@ -84,7 +87,8 @@ def _mesh(name: str, answers: Answers) -> Iterator[Finding]:
             mend = f"on {name}, {_KEYS.format(host=peer)}"
         yield bad(name, "ssh mesh", f"{where}: {cause}", mend)
     if not wrong:
-        yield good(name, "ssh mesh", f"gets to {len(found)} of {len(found)} hosts")
+        reached = sum(not cause for cause in found.values())
+        yield good(name, "ssh mesh", f"gets to {reached} of {len(found)} hosts")
 
 
 def _clock(name: str, skew: float) -> Finding:
@@ -96,7 +100,7 @@ def _clock(name: str, skew: float) -> Finding:
 
 
 def _programs(machine: Machine, facts: dict[str, Any]) -> Iterator[Finding]:
-    version = [int(part) for part in facts["python"]]
+    version = [int(part) for part in facts["python"][:2]]
     text = ".".join(map(str, version))
     if version >= _PYTHON:
         yield good(machine.name, "python3", text)
@@ -110,9 +114,9 @@ def _programs(machine: Machine, facts: dict[str, Any]) -> Iterator[Finding]:
             mend = f"on {machine.name}: systemctl status libvirtd, or install {package}"
             if fact == "qemu_img":
                 mend = f"on {machine.name}: install {package}"
-            yield bad(machine.name, check, said["wrong"], mend)
+            yield bad(machine.name, check, str(said["wrong"]), mend)
         else:
-            yield good(machine.name, check, said["is"])
+            yield good(machine.name, check, str(said["is"]))
 
 
 def _qemu(name: str, facts: dict[str, Any], fleet: Fleet) -> Iterator[Finding]:
@@ -151,21 +155,30 @@ def _admits(rules: str, directory: str) -> bool:
     return False
 
 
+def judge_datastore(name: str, path: str, said: dict[str, Any], mend: str) -> Iterator[Finding]:
+    """Whether a directory can be used, and what is free there; ``mend`` makes room."""
+    if said["wrong"]:
+        yield bad(
+            name, "permissions", f"{path}: {said['wrong']}", f"on {name}: chown oneadmin: {path}"
+        )
+        return
+    share = int(said["free"]) * 100 // max(int(said["size"]), 1)
+    text = f"{path}: {int(said['free']) // MB} MB free, {share} %"
+    few = said["inodes"] is not None and int(said["inodes"]) < _FEW
+    if few:
+        text = f"{path}: {int(said['inodes'])} free inodes"
+    if share < _FULL:
+        yield bad(name, "space", text, mend)
+    elif share < _LITTLE or few:
+        yield warn(name, "space", text, mend)
+    else:
+        yield good(name, "space", text)
+
+
 def _datastores(name: str, datastores: dict[str, Any]) -> Iterator[Finding]:
     for path, said in datastores.items():
-        if said["wrong"]:
-            mend = f"on {name}: chown oneadmin: {path}"
-            yield bad(name, "permissions", f"{path}: {said['wrong']}", mend)
-            continue
-        share = int(said["free"]) * 100 // max(int(said["size"]), 1)
-        text = f"{path}: {int(said['free']) // MB} MB free, {share} %"
         mend = f"onestor cache prune --host {name}, or more room at {path}"
-        if share < _FULL:
-            yield bad(name, "space", text, mend)
-        elif share < _LITTLE:
-            yield warn(name, "space", text, mend)
-        else:
-            yield good(name, "space", text)
+        yield from judge_datastore(name, path, said, mend)
     if any(said.get("shares") for said in datastores.values()):
         yield good(name, "reflink", "copies of raw images share their blocks")
     else:
