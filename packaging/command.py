@@ -27,8 +27,9 @@ if os.geteuid() == 0:  # what is loaded below belongs to that user: none of it m
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
     os.environ["HOME"] = user.pw_dir
-    for name in ("SSH_AUTH_SOCK", "SSH_AGENT_PID", "ONE_AUTH"):  # root's are of no use to it
-        os.environ.pop(name, None)
+    for name in ("SSH_AUTH_SOCK", "ONE_AUTH"):  # root's own are of no use to it
+        if name in os.environ and not os.access(os.environ[name], os.R_OK):
+            del os.environ[name]
 if os.environ.pop("ONESTOR_INTERPRETER", "") != {interpreter!r}:
     os.environ["ONESTOR_INTERPRETER"] = {interpreter!r}  # which may be a script that starts another
     os.execv({interpreter!r}, [{interpreter!r}, *sys.argv])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from onestor_lib.agent.errors import HostUnreachable, OnestorError
 from onestor_lib.frontend import config
 
 SSH = "ssh"
+_QUICK = 2.0  # seconds for a program on this machine
 
 # ControlMaster: OpenNebula's wrapper in PATH would add a master process that keeps our pipes open
 # (contract section 7); BatchMode: there is nobody to ask for a password.
@@ -32,6 +34,17 @@ def find_agent() -> None:
     """Use the ssh-agent that oned's services use, unless there is one already."""
     if _SOCKET not in os.environ and (agent := config.assignment_in(_AGENT, _SOCKET)):
         os.environ[_SOCKET] = agent
+
+
+def agent_answers() -> bool:
+    """Whether there is an ssh-agent to lend; a library that finds none says so in a traceback."""
+    try:
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.settimeout(_QUICK)
+            agent.connect(os.environ.get(_SOCKET, ""))
+        return True
+    except OSError:
+        return False
 
 
 def resolve(host: str, *more: str) -> dict[str, list[str]]:

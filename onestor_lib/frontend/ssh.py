@@ -110,7 +110,7 @@ def connect(
         watchdog.start()
         try:
             channel = link.transport.open_session(timeout=timeout)
-            if forward_agent:
+            if forward_agent and openssh.agent_answers():
                 paramiko.agent.AgentRequestHandler(channel)
             channel.exec_command(client.shell_command(python))
         finally:

@@ -298,6 +298,7 @@ while read line; do echo '{"result": {"clock": 1, "python": "x"}}'; done;; esac"
 
 def test_no_agent_no_oned(desk: Desk) -> None:
     assert ("error", "front-end", "ssh-agent") in found(desk, SSH_AUTH_SOCK="/nosuch")
+    assert "Traceback" not in desk.complaints
     url = "http://127.0.0.1:1/RPC2"
     assert found(desk, ONE_XMLRPC=url) == {("error", "front-end", "oned")}
 
