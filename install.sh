@@ -373,9 +373,11 @@ choose_interpreter() {
     require_python
     choose_worker
     recorded=$(deploy recorded venv)
-    # The record is oneadmin's to change: root fills only what is root's, and what was made before.
-    if ((EUID == 0)) && ! { [[ -d $recorded && $recorded != *[[:space:]]* ]] && only_roots "$recorded"; }; then
-        [[ $recorded == "$default_venv" ]] || recorded=''
+    # The record is oneadmin's to change: root makes nothing new where only root can.
+    if ((EUID == 0)) && [[ $recorded && $recorded != "$default_venv" ]]; then
+        if [[ $recorded == *[[:space:]]* ]] || { [[ ! -d $recorded ]] && only_roots "$recorded"; }; then
+            recorded=''
+        fi
     fi
     venv=${venv:-${recorded:-$default_venv}}
     used_venv='' interpreter=''

@@ -244,7 +244,8 @@ def acting_on(remotes: Place, owner: Owner) -> contextlib.AbstractContextManager
     if remotes.uid == owner.uid:
         return acting_as(owner)
     if os.geteuid() == 0 and not only_roots(remotes.real):
-        raise Failure("user", remotes.real, f"belongs to user {remotes.uid}, not to {owner.name}")
+        cause = f"belongs to user {remotes.uid}; chown it to {owner.name}, whose directory it is in"
+        raise Failure("user", remotes.real, cause)
     return contextlib.nullcontext()
 
 

@@ -77,7 +77,7 @@ class AgentClient:
 
     ``host`` names the machine in errors; ``on_log`` gets (severity, text), ``on_progress`` gets
     (done, total) in bytes, ``on_counts`` what it has counted (``onestor_lib.agent.counters``).
-    ``patience`` is how many seconds a call may take without getting on, which is told by growing
+    ``patience`` is how many seconds a call may take without getting on, which is told by
     progress and by questions, not by signs of life: what an agent waits for, a file system for one,
     may hang for ever. By default it may.
     """
@@ -96,6 +96,7 @@ class AgentClient:
         self._stream, self._on_log, self._on_progress = stream, on_log, on_progress
         self._on_counts, self._patience = on_counts, patience
         self._buffer = bytearray()
+        self._heard = time.monotonic()  # when it said anything last
         # Messages and signs of life are sent by two threads. Whoever holds the lock while _quiet is
         # not set may write; behind that there is a raw stream, or a descriptor that is closed.
         self._is_asked = False
@@ -209,7 +210,7 @@ class AgentClient:
         return message.get("result")
 
     def _next_message(self, step: str) -> dict[str, Any]:
-        deadline, most = time.monotonic() + self._patience, 0
+        deadline, last = time.monotonic() + self._patience, -1
         while True:
             if time.monotonic() > deadline:
                 raise self._idle(step)
@@ -223,15 +224,18 @@ class AgentClient:
             elif "progress" in message:
                 done, total = map(int, message["progress"])
                 self._on_progress(done, total)
-                if done > most:
-                    deadline, most = time.monotonic() + self._patience, done
+                if done != last or not total:  # 0 of 0: it goes on, nobody knows how far
+                    deadline, last = time.monotonic() + self._patience, done
             else:
                 if "counts" in message:
                     self._on_counts(self.host, message["counts"])
                 return message
 
     def _idle(self, step: str) -> HostUnreachable:
+        silent = time.monotonic() - self._heard
         cause = f"it lives, but has done nothing for {self._patience:.0f} s"
+        if silent > channel.SILENCE / 2:
+            cause = f"no sign of life for {silent:.0f} s"
         return HostUnreachable(step, cause, host=self.host)
 
     def _read_line(self, step: str, deadline: float = math.inf) -> bytes:
@@ -250,6 +254,7 @@ class AgentClient:
             if not block:
                 raise HostUnreachable(step, self._last_words(), host=self.host)
             self._buffer += block
+            self._heard = time.monotonic()
             if len(self._buffer) > channel.MAX_LINE:
                 raise HostUnreachable(step, "a line without end", host=self.host)
         line = bytes(self._buffer[:end])

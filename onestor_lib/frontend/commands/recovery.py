@@ -51,7 +51,7 @@ def _run(request: Request, as_json: bool) -> str | None:
     counts = ", ".join(f"{count} {what}" for what, count in done.items())
     if any(done.values()):
         request.log.info(f"{counts}, {seconds:.1f} s")
-    markers.sweep(request)  # last: a host that is down must hold up neither this pass nor the next
+    markers.sweep(request)  # last: a host that does not answer holds up no copy of this pass
     return output.lines([{**done, "seconds": round(seconds, 3)}]) if as_json else None
 
 

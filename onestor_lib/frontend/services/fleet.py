@@ -18,7 +18,7 @@ from onestor_lib.frontend.services import systems
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 REPLICA, HOST = "replica", "host"  # tiers of the cache
-OFFLINE = "8"  # a state of a host: nobody expects an answer of it
+_OFFLINE = "8"  # a state of a host: nobody expects an answer of it
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Fleet:
         found = {}
         for host in self.client.hosts().all("HOST"):
             name, cluster = host.text("NAME"), host.text("CLUSTER_ID")
-            if host.text("STATE") == OFFLINE:
+            if host.text("STATE") == _OFFLINE:
                 replicas.pop(name, None)
             elif cluster in clusters or name in replicas:
                 settings = replicas.get(name) or self.settings_of(clusters[cluster])

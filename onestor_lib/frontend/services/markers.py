@@ -15,10 +15,11 @@ from onestor_lib.agent.errors import OnestorError
 from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, parallel, state, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import fleet, systems
-from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
+from onestor_lib.frontend.services import systems, tombstones
+from onestor_lib.frontend.services.hosts import Hosts
 
 _KIND = "markers"
+_PATIENCE = 15.0  # seconds
 _OFTEN, _AGAIN = 3600.0, 300.0  # seconds until a host is looked at again, and a silent one
 
 
@@ -33,7 +34,7 @@ def sweep(request: Request) -> None:
     due = [host for host, markers in wanted.items() if _is_due(noted.get(host, {}), markers)]
 
     def mark(host: str) -> None:
-        with Hosts(request.settings, request.log, patience=PATIENCE).agent(host) as agent:
+        with Hosts(request.settings, request.log, patience=_PATIENCE).agent(host) as agent:
             agent.call("datastore.mark", markers=wanted[host])
 
     _, failed = parallel.ask(due, mark)
@@ -63,7 +64,7 @@ def _wanted() -> dict[str, dict[str, str]]:
             for each in datastores
             if cluster in {number.text(".") for number in each.all("CLUSTERS/ID")}
         ]
-        if host.text("STATE") == fleet.OFFLINE or not here:
+        if host.text("STATE") in tombstones.GIVEN_UP or not here:
             continue
         if not any(map(systems.is_ours, here)) and name not in known:
             continue

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
-from onestor_lib.agent.errors import InvalidInput, LockTimeout, OnestorError
+from onestor_lib.agent.errors import InvalidInput, LockTimeout, OnestorError, Superseded
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import oned, qcow2_options, state
 from onestor_lib.frontend.boundary import Request
@@ -301,6 +301,8 @@ class Pass:
         """One disk; whatever happens is told and hinders no other."""
         try:
             self._copy_to_first(wanted, replicas, activity)
+        except Superseded as error:  # the VM is elsewhere by now, and copied from there
+            self._log.info(f"VM {wanted.key[0]} {wanted.key[1]}: {error}")
         except OnestorError as error:
             self._failed(wanted, str(error))
 
@@ -341,6 +343,8 @@ class Pass:
                         hosts, wanted, replica, made, point, since, activity, still
                     )
                     break
+                except Superseded:
+                    raise
                 except OnestorError as error:
                     failures.append(str(error))
             else:

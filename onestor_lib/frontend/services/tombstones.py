@@ -25,7 +25,7 @@ _KIND = "tombstones"
 DIRECTORY, DISK, COPIES = "directory", "disk", "copies"
 # Of a host, as oned knows it (OpenNebula's host states): it does not count on it.
 _ERROR, _MONITORING_ERROR, _OFFLINE = "3", "5", "8"
-_GIVEN_UP = (_ERROR, _MONITORING_ERROR, _OFFLINE)
+GIVEN_UP = (_ERROR, _MONITORING_ERROR, _OFFLINE)
 
 
 def is_given_up(client: oned.Client, host: str) -> bool:
@@ -33,7 +33,7 @@ def is_given_up(client: oned.Client, host: str) -> bool:
     try:
         for each in client.hosts().all("HOST"):
             if each.text("NAME") == host:
-                return each.text("STATE") in _GIVEN_UP
+                return each.text("STATE") in GIVEN_UP
     except OnestorError:
         return False
     return False
