@@ -100,7 +100,11 @@ def test_A3_A6_B13_clone_after_a_crash(bed: Testbed, point: str) -> None:
     }
 
 
-@pytest.mark.parametrize("point", crashpoints.names("tm.clone thin"))
+# tests/tool kills it at all of them, on one machine.
+THIN = crashpoints.names("tm.clone thin")[:: 1 if EVERYWHERE else 2]
+
+
+@pytest.mark.parametrize("point", THIN)
 def test_A3_A6_C10_thin_clone_after_a_crash(bed: Testbed, point: str) -> None:
     image = bed.image(QCOW2)
     vm = bed.cloud.add_vm(disks=[bed.cloud.image_disk(image, SIZE="100")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -376,8 +377,12 @@ class TestMarkers:
     """What tells a host's probe whose a datastore is, without any VM there (contract 4.1)."""
 
     @pytest.fixture(autouse=True)
-    def nothing_is_noted(self, bed: Testbed) -> None:
+    def nothing_is_noted(self, bed: Testbed) -> Iterator[None]:
         bed.frontend.run(["sh", "-c", "rm -rf ~/.onestor/markers"])
+        driver, template = bed.system.tm_mad, dict(bed.system.template)
+        yield
+        bed.system.tm_mad, bed.system.template = driver, template
+        bed.cloud.save(bed.system)
 
     def marker(self, host: Node, datastore: int) -> bytes | None:
         path = f"{DATASTORES}/{datastore}/.monitor"

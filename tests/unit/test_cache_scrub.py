@@ -97,7 +97,7 @@ def test_one_filled_anew_meanwhile_is_not_dropped(
 ) -> None:
     damage, looks = scrub.damage, []
 
-    def look(now: Entry) -> str:
+    def look(now: Entry, *more: object) -> str:
         looks.append(now)
         found = damage(now)
         if len(looks) == 1:

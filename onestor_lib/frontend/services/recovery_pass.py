@@ -46,9 +46,8 @@ class Known:
     copies: dict[tuple[str, int, str], dict[str, Any]] = field(default_factory=dict)
     # By host, domain and file: what was written so far.
     written: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
-    # Hosts and replicas that do not answer, and why: one machine may be both.
-    dead: dict[str, str] = field(default_factory=dict)
-    silent: dict[str, str] = field(default_factory=dict)
+    # Hosts and replicas that do not answer, and why: a machine that is both is not asked twice.
+    failed: dict[str, str] = field(default_factory=dict)
 
     def youngest(self, wanted: Wanted) -> tuple[str, dict[str, Any]] | None:
         """The youngest copy that is one of this disk's image, and where it lies."""
@@ -142,11 +141,11 @@ class Pass:
             if found and -_AHEAD < now - int(found[1]["point"]) / 1000 < wanted.frequency:
                 continue
             activity = known.activity(wanted)
-            silent = [known.silent[name] for name in wanted.replicas if name in known.silent]
+            silent = [known.failed[name] for name in wanted.replicas if name in known.failed]
             if len(silent) == len(wanted.replicas):  # nobody to have a copy, or to know of one
                 self._failed(wanted, "; ".join(silent))
-            elif wanted.place.host in known.dead:
-                self._failed(wanted, known.dead[wanted.place.host])
+            elif wanted.place.host in known.failed:
+                self._failed(wanted, known.failed[wanted.place.host])
             elif found and activity and found[1]["record"].get("activity") == activity:
                 unchanged.setdefault(found[0], []).append(wanted)
             else:
@@ -157,7 +156,7 @@ class Pass:
 
     def _begin_copy(self, wanted: Wanted, known: Known, activity: list[Any]) -> None:
         """Have a disk copied to the first replica that answers."""
-        replicas = sorted(wanted.replicas, key=lambda name: name in known.silent)
+        replicas = sorted(wanted.replicas, key=lambda name: name in known.failed)
         lane = (wanted.place.host, replicas[0])
         if lane not in self._lanes:
             self._lanes[lane] = ThreadPoolExecutor(_AT_ONCE)
@@ -180,8 +179,7 @@ class Pass:
             if what == "written" and work and not work.done():
                 continue  # libvirt is slow: then it counts as written to
             if isinstance(found, str):
-                failed = known.dead if what == "written" else known.silent
-                failed[host] = found if host in found else f"{host}: {found}"
+                known.failed[host] = found if host in found else f"{host}: {found}"
             elif what == "written":
                 known.written[host] = found
             else:
@@ -251,7 +249,7 @@ class Pass:
             if vm_id not in cloud.vms:
                 state.forget_error((vm_id, disk))
         for replica in state.replicas():
-            if replica not in known.silent and not any(key[0] == replica for key in known.copies):
+            if replica not in known.failed and not any(key[0] == replica for key in known.copies):
                 state.forget_replica(replica)
 
     def _forget(self, replica: str, settings: Settings, disks: list[tuple[int, str]]) -> None:
