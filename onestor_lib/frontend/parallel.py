@@ -57,9 +57,7 @@ def ask(
             except OnestorError as error:
                 outcomes.put((name, error))
 
-    threads = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(names)))
-    ]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(names)))]
     for thread in threads:
         thread.start()
     answers: dict[K, T] = {}
