@@ -114,16 +114,15 @@ as_user() {
 # nothing else. Of what does not exist yet, the directory counts that it will be in. In one with the
 # sticky bit (/tmp) others can add names, but not replace root's.
 only_roots() {
-    local path owner mode below=''
+    local path owner group mode below=''
     ((EUID == 0)) || return 0
     path=$(realpath -m -- "$1")
     [[ $path != /proc/* ]] || return 1
     while :; do
-        if read -r owner mode < <(stat -c '%u %a' -- "$path" 2>/dev/null); then
+        if read -r owner group mode < <(stat -c '%u %g %a' -- "$path" 2>/dev/null); then
             ((owner == 0)) || return 1
             # Writable for others, or for a group that is not root's or Debian's staff.
-            if (((8#$mode & 8#2) || ((8#$mode & 8#20) && $(stat -c %g -- "$path") != 0 &&
-                $(stat -c %g -- "$path") != 50))); then
+            if (((8#$mode & 8#2) || ((8#$mode & 8#20) && group != 0 && group != 50))); then
                 (((8#$mode & 8#1000) && below)) || return 1
             fi
             below=1

@@ -308,8 +308,6 @@ def _disks(vm: xml.Element) -> Iterator[dict[str, Any]]:
         number = disk.text("DISK_ID")
         if f"disk.{number}" not in own:
             continue
-        image_format = (disk.text("FORMAT") or disk.text("DRIVER") or "raw").lower()
-        is_qcow2 = image_format == "qcow2" and disk.text("TYPE").upper() != "CDROM"
         snapshots = [
             arguments.number(snapshot.text("ID"), "the snapshot's id")
             for of_disk in vm.all("SNAPSHOTS")
@@ -318,7 +316,7 @@ def _disks(vm: xml.Element) -> Iterator[dict[str, Any]]:
         ]
         yield {
             "name": f"disk.{number}",
-            "format": "qcow2" if is_qcow2 else "raw",
+            "format": "qcow2" if vms.format_of(disk) == "qcow2" else "raw",
             "snapshots": snapshots,
         }
 

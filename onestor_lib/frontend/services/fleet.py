@@ -16,6 +16,7 @@ from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import systems
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
+from onestor_lib.frontend.services.supply import storage_address
 
 REPLICA, HOST = "replica", "host"  # tiers of the cache
 _OFFLINE = "8"  # a state of a host: nobody expects an answer of it
@@ -103,8 +104,9 @@ class Fleet:
                 settings = replicas.get(name) or self.settings_of(clusters[cluster])
                 tier = REPLICA if name in replicas else HOST
                 try:
-                    address = arguments.host(host.text("TEMPLATE/REPLICA_STORAGE_IP") or name)
-                    found[name] = Machine(arguments.host(name), address, cluster, tier, settings)
+                    found[name] = Machine(
+                        arguments.host(name), storage_address(host), cluster, tier, settings
+                    )
                 except InvalidInput as error:  # of another hypervisor, for one
                     self._request.log.warn(f"host {host.text('ID')} is left out: {error}")
         for name, settings in replicas.items():

@@ -25,12 +25,12 @@ _OFTEN, _AGAIN = 3600.0, 300.0  # seconds until a host is looked at again, and a
 
 def sweep(request: Request) -> None:
     """Give each host that is due the markers it should have; nothing of this is an error."""
+    noted = {str(facts.get("host")): facts for _, facts in state.every(_KIND)}
     try:
-        wanted = _wanted()
+        wanted = _wanted(set(noted))
     except OnestorError as error:
         request.log.warn(f"markers are not looked at: {error}")
         return
-    noted = {str(facts.get("host")): facts for _, facts in state.every(_KIND)}
     due = [host for host, markers in wanted.items() if _is_due(noted.get(host, {}), markers)]
 
     def mark(host: str) -> None:
@@ -48,14 +48,14 @@ def sweep(request: Request) -> None:
         state.remove(f"{_KIND}/{host}")
 
 
-def _wanted() -> dict[str, dict[str, str]]:
+def _wanted(known: set[str]) -> dict[str, dict[str, str]]:
     """By host the content of each marker by directory: "" where ours must not stay.
 
-    Of hosts in clusters without any datastore of ours only those are looked at that had one.
+    Of hosts in clusters without any datastore of ours only those ``known`` are looked at: they had
+    one.
     """
     client = oned.Client()
     datastores = [each for each in client.datastores().all("DATASTORE") if systems.is_system(each)]
-    known = {str(facts.get("host")) for _, facts in state.every(_KIND)}
     found: dict[str, dict[str, str]] = {}
     for host in client.hosts().all("HOST"):
         name, cluster = host.text("NAME"), host.text("CLUSTER_ID")

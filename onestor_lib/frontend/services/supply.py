@@ -13,7 +13,7 @@ from typing import Any
 from onestor_lib.agent import crashpoints
 from onestor_lib.agent.errors import NotAllowed, OnestorError, TransferFailed
 from onestor_lib.agent.publish import is_temporary
-from onestor_lib.frontend import arguments, oned
+from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import transfer
@@ -151,10 +151,17 @@ class Supply:
             self._hosts.log.line("DEBUG", f"REPLICA_STORAGE_IP is not known: {error}")
             return replica
         for host in known:
-            address = host.text("TEMPLATE/REPLICA_STORAGE_IP")
-            if host.text("NAME") == replica and address:
-                return arguments.host(address)
+            if host.text("NAME") == replica:
+                return storage_address(host)
         return replica
+
+
+def storage_address(host: xml.Element) -> str:
+    """Where other hosts reach this one for images: REPLICA_STORAGE_IP of its template, or its name.
+
+    Raises :class:`InvalidInput`.
+    """
+    return arguments.host(host.text("TEMPLATE/REPLICA_STORAGE_IP") or host.text("NAME"))
 
 
 def wanted(
