@@ -110,6 +110,9 @@ as_user() {
         ${kept[@]+"${kept[@]}"} "$@")
 }
 
+# The same as whoever runs this script.
+as_caller() { "$@"; }
+
 # Whether none but root can have put there what is at a path, links followed: root runs and fills
 # nothing else. Of what does not exist yet, the directory counts that it will be in. In one with the
 # sticky bit (/tmp) others can add names, but not replace root's.
@@ -331,28 +334,28 @@ make_venv() {
         return
     fi
     # Below a directory of the drivers' user all of it is that user's work, not root's.
-    local log maker=() keep_names=()
+    local log as_maker=as_caller keep_names=()
     if ! only_roots "$venv"; then
-        maker=(as_user)
+        as_maker=as_user
         mapfile -t keep_names < <(compgen -e | grep -iE '^(pip_.*|(https?|no|all)_proxy)$')
     fi
     if venv_is_ours; then
-        ${maker[@]+"${maker[@]}"} "$(type -P rm)" -rf -- "$venv"
+        $as_maker "$(type -P rm)" -rf -- "$venv"
     elif [[ -e $venv ]]; then
         fail "venv: $venv: exists and was not made by install.sh; remove it or give another --venv"
     fi
     say "making a private environment: $venv (${requirements[*]})"
-    if ! log=$(${maker[@]+"${maker[@]}"} "$(type -P mkdir)" -p -- "$venv" 2>&1) ||
-        ! log=$(${maker[@]+"${maker[@]}"} "$(type -P touch)" -- "$venv/$marker" 2>&1); then
+    if ! log=$($as_maker "$(type -P mkdir)" -p -- "$venv" 2>&1) ||
+        ! log=$($as_maker "$(type -P touch)" -- "$venv/$marker" 2>&1); then
         fail "venv: $venv: $(cause "$log"); give another directory: --venv"
     fi
-    if ! log=$(${maker[@]+"${maker[@]}"} "$python" -m venv "$venv" 2>&1); then
-        ${maker[@]+"${maker[@]}"} "$(type -P rm)" -rf -- "$venv"
+    if ! log=$($as_maker "$python" -m venv "$venv" 2>&1); then
+        $as_maker "$(type -P rm)" -rf -- "$venv"
         fail "venv: $venv: $(cause "$log"); $(package_hint "${python##*/}-venv" "${python##*/}")"
     fi
-    if ! log=$(${maker[@]+"${maker[@]}"} "$venv/bin/python3" -m pip install --quiet \
+    if ! log=$($as_maker "$venv/bin/python3" -m pip install --quiet \
         --disable-pip-version-check "${requirements[@]}" 2>&1); then
-        ${maker[@]+"${maker[@]}"} "$(type -P rm)" -rf -- "$venv"
+        $as_maker "$(type -P rm)" -rf -- "$venv"
         fail "venv: $venv: pip install ${requirements[*]}: $(cause "$log")"
     fi
     probe "$venv/bin/python3" >/dev/null ||

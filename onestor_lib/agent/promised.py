@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from onestor_lib.agent import vm_directory
+from onestor_lib.agent import chain, vm_directory
+from onestor_lib.agent.errors import OnestorError
 
-_QCOW2 = struct.Struct(">4s20xQ")  # magic, and at 24 the virtual size
 _MOST = 1 << 50  # bytes: a raw disk whose guest has written such a header promises nothing
 
 
@@ -37,17 +35,13 @@ def _entries(directory: Path) -> Iterator[Path]:
 
 def _size(file: Path) -> int:
     """What vanishes meanwhile, and what is no file, promises nothing."""
-    with contextlib.suppress(OSError):
+    try:
         if not file.is_file():
             return 0
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            head, size = os.pread(fd, _QCOW2.size, 0), os.fstat(fd).st_size
-        finally:
-            os.close(fd)
-        if len(head) == _QCOW2.size:
-            magic, virtual = _QCOW2.unpack(head)
-            if magic == b"QFI\xfb" and virtual < _MOST:
-                return int(virtual)
-        return size
-    return 0
+        size = file.stat().st_size
+        virtual = chain.virtual_size(file, "qcow2", step="monitor datastore")
+        return virtual if virtual < _MOST else size
+    except OnestorError:
+        return size  # not a qcow2 image
+    except OSError:
+        return 0
