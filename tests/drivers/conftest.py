@@ -72,9 +72,9 @@ noise = random.Random(1).randbytes
 with open("raw.img", "wb") as image:
     image.write(noise(3 << 20))
     image.write(bytes(1 << 20))
-    image.seek(40 << 20)
+    image.seek(10 << 20)
     image.write(noise((1 << 20) + 512))
-    image.truncate((64 << 20) + 512)
+    image.truncate((15 << 20) + 512)
 with open("medium.img", "wb") as image:
     image.write(noise(1 << 20))
     image.seek(5 << 20)
@@ -253,8 +253,12 @@ class Sent(NamedTuple):
 
 def transfers(bed: Testbed) -> list[Sent]:
     """What the log says has crossed a link."""
+    return transfers_in(bed.log())
+
+
+def transfers_in(log: str) -> list[Sent]:
     pattern = r"sent (\d+) bytes of (\S+) from (\S+) to (\S+) in"
-    return [Sent(int(found[0]), *found[1:]) for found in re.findall(pattern, bed.log())]
+    return [Sent(int(found[0]), *found[1:]) for found in re.findall(pattern, log)]
 
 
 def ways(bed: Testbed) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ def test_life_of_a_vm(bed: Testbed, version: str) -> None:
     host = bed.hosts[0]
     qcow2, raw = bed.import_image(QCOW2), bed.import_image(RAW)
     assert (qcow2.format, raw.format) == ("qcow2", "raw")
-    assert (qcow2.size, raw.size) == (65, 65)  # 64 MiB and 512 bytes, rounded up
+    assert (qcow2.size, raw.size) == (16, 16)  # 15 MiB and 512 bytes, rounded up
     assert os.path.dirname(qcow2.source) == "/var/lib/one//datastores/101"
     assert set(os.path.basename(raw.source)) <= set("-abcdef0123456789")
     assert bed.images.total_mb > 0
@@ -89,7 +89,7 @@ def test_C4_sparse(bed: Testbed, source: str, sparse: str) -> None:
     if sparse == "YES":
         assert allocated < 8 << 20
     else:
-        assert allocated >= (64 << 20) + 512
+        assert allocated >= (15 << 20) + 512
     assert same_content(bed, bed.hosts[0], bed.disk_path(vm), image.format, source)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node
-from tests.drivers.conftest import unfinished, warnings
+from tests.drivers.conftest import impatient, unfinished, warnings
 from tests.life.conftest import SOURCES, World
 from tests.life.recovering import (
     ROOT,
@@ -224,7 +224,7 @@ def test_G19_a_replica_that_dies_in_the_middle_keeps_the_previous_copy(
     first = moment(world, vm)
     world.kvm.guest_at_work(vm, "host01")
     world.bed.configure('STALL_TIMEOUT="2"\nCONNECT_TIMEOUT="3"\n')
-    with being_fetched(world, replica, "sleep 600") as at_work:
+    with impatient(world.bed), being_fetched(world, replica, "sleep 600") as at_work:
         replica.cut()
         at_work.wait(timeout=120)
     # What stands before the agent is ours: without it that one would begin to wait for a dead peer.

@@ -11,7 +11,7 @@ from typing import Protocol
 from tests.oned import objects, transfer
 from tests.oned.objects import DATASTORES, Datastore, Disk, Image, Vm
 from tests.oned.oned import Oned
-from tests.oned.reply import Reply
+from tests.oned.reply import Reply, nothing
 
 MIGRATE_ACTION, LIVE_MIGRATE, STOP, UNDEPLOY = 1, 2, 9, 30  # history actions
 
@@ -51,6 +51,30 @@ class Life:
         if self.hypervisor:
             self.hypervisor.shutdown(vm, vm.history[-1].hostname)
         self.cloud.set_state(vm, objects.POWEROFF)
+
+    def power_on(self, vm: Vm) -> Reply:
+        """onevm resume of a VM in POWEROFF: on the host where it is."""
+        return self._start(vm, nothing("DEPLOY"), restore=False)
+
+    def retry_prolog(self, vm: Vm) -> Reply:
+        """onevm recover --retry of an instantiation in PROLOG_FAILURE."""
+        answer = self.oned.retry_prolog(vm)
+        if answer.success and self.hypervisor:
+            self.hypervisor.deploy(vm)
+        return answer
+
+    def retry_move(self, vm: Vm, source: str, after: int, *, restore: bool = False) -> Reply:
+        """onevm recover --retry of a migration or resume that has failed: the same script again.
+
+        The VM comes from the host `source` and its state is POWEROFF `after`, or ACTIVE.
+        """
+        record = vm.history[-1]
+        lines = transfer.move(vm, source, record.hostname, old_datastore=record.ds_id)
+        answer = self.oned._transfer(vm, lines)
+        if answer.success and after == objects.POWEROFF:
+            self.cloud.set_state(vm, after)
+            return answer
+        return self._start(vm, answer, restore=restore)
 
     def stop(self, vm: Vm) -> Reply:
         """onevm stop: the VM with its memory goes to the front-end."""

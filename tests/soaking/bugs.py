@@ -1,0 +1,76 @@
+"""Bugs to seed: each is a change of a line or two, of the kind a soak is there to find."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.testbed import REMOTES, Testbed
+
+
+class Bug(NamedTuple):
+    """In `file` of onestor_lib what is `right` becomes `wrong`."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+BUGS = {
+    # A disk has its final name before its base has one.
+    "publish order": Bug(
+        "agent/new_disk.py",
+        """\
+        if self._base:
+            undo.callback(vm_directory.forget_base, self._disk)
+            self._publish_base(self._base)
+            crashpoints.reach("place.based")
+        self._file.publish(mode=0o660, replace=replace and os.path.lexists(self._disk))
+""",
+        """\
+        self._file.publish(mode=0o660, replace=replace and os.path.lexists(self._disk))
+        if self._base:
+            undo.callback(vm_directory.forget_base, self._disk)
+            self._publish_base(self._base)
+            crashpoints.reach("place.based")
+""",
+    ),
+    # Whoever wants a lock has it.
+    "lock": Bug(
+        "agent/locks.py",
+        "        yield fd\n",
+        "        fcntl.flock(fd, fcntl.LOCK_UN)\n        yield fd\n",
+    ),
+    # What is to come is not counted.
+    "eviction": Bug(
+        "agent/cache/room.py",
+        "return max(short, kept + size - limits.max_bytes)",
+        "return max(short, kept - limits.max_bytes)",
+    ),
+    # A block that the older copy has elsewhere stays where it was.
+    "delta": Bug(
+        "agent/delta.py",
+        "extents.write_chunk(fd, index * BLOCK, block)\n                    continue",
+        "extents.write_chunk(fd, there * BLOCK, block)\n                    continue",
+    ),
+}
+
+
+@contextlib.contextmanager
+def seeded(bed: Testbed, name: str) -> Iterator[None]:
+    """Have a bug in what is installed on the front-end; hosts get it with their next agent."""
+    bug = BUGS[name]
+    path = f"{REMOTES}/onestor_lib/{bug.file}"
+    source = bed.frontend.read(path).decode()
+    if source.count(bug.right) != 1:
+        raise LookupError(f"{bug.file} has changed: where is {bug.right!r}?")
+    facts = bed.frontend.path(path).stat()
+    bed.frontend.write(path, source.replace(bug.right, bug.wrong))
+    try:
+        yield
+    finally:
+        bed.frontend.write(path, source)
+        # With its old time it fits again to what was made of it at the installation.
+        os.utime(bed.frontend.path(path), ns=(facts.st_atime_ns, facts.st_mtime_ns))

@@ -1,0 +1,148 @@
+"""What every disk and image must hold: the bytes, kept beside the cloud and changed as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tests.oned import objects
+from tests.oned.objects import Disk, Image, Vm
+
+MB = 1 << 20
+
+
+class Violation(AssertionError):
+    """The cloud is not as the model says."""
+
+
+@dataclass
+class ImageModel:
+    """An image; `born` is the number of the step that made it."""
+
+    born: int
+    image: Image
+    content: bytes
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return "image", self.born
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self.image.vms)
+
+
+@dataclass
+class DiskModel:
+    """A disk of a VM: what it holds `now`, its `snapshots` by id, and what its copy may show."""
+
+    disk: Disk
+    image: ImageModel | None
+    now: bytes
+    snapshots: dict[int, bytes] = field(default_factory=dict)
+    copied: bytes | None = None  # what its youngest recovery copy holds
+    earlier: list[bytes] = field(default_factory=list)  # contents since the last look at copies
+
+    @property
+    def number(self) -> int:
+        return self.disk.id
+
+    @property
+    def format(self) -> str:
+        return self.disk.attributes["FORMAT"]
+
+    @property
+    def asks(self) -> bool:
+        """Whether it shall have recovery copies."""
+        return "RECOVERY_SNAPSHOT_FREQ" in self.disk.attributes
+
+    def become(self, content: bytes) -> None:
+        """Hold something else from now on."""
+        self.earlier.append(self.now)
+        self.now = content
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.become(self.now[:offset] + data + self.now[offset + len(data) :])
+
+    def grow(self, size: int) -> None:
+        """Be `size` bytes large; what is new is zeros."""
+        self.become(padded(self.now, size))
+
+    def start_over(self) -> None:
+        """Be as after a recreate: as the youngest copy, or as the image."""
+        size = len(self.now)
+        fresh = self.image.content if self.image else b""
+        self.become(padded(self.copied if self.copied is not None else fresh, size))
+        self.snapshots.clear()
+
+    def may_be_copied_as(self) -> list[bytes]:
+        """What a copy may show that was made since copies were looked at."""
+        return [self.now, *self.earlier]
+
+
+@dataclass
+class VmModel:
+    """A VM; `born` is the number of the step that made it."""
+
+    born: int
+    vm: Vm
+    disks: list[DiskModel]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return "vm", self.born
+
+    @property
+    def host(self) -> str:
+        """Where it is, or was last; "" before its first placement."""
+        return self.vm.history[-1].hostname if self.vm.history else ""
+
+    @property
+    def runs(self) -> bool:
+        return self.vm.state == objects.ACTIVE
+
+    @property
+    def is_off(self) -> bool:
+        return self.vm.state == objects.POWEROFF
+
+    @property
+    def is_undeployed(self) -> bool:
+        return self.vm.state == objects.UNDEPLOYED
+
+    def __str__(self) -> str:
+        return f"VM {self.vm.id}"
+
+
+@dataclass
+class Model:
+    """Everything there is, in the order in which it was made."""
+
+    images: list[ImageModel] = field(default_factory=list)
+    vms: list[VmModel] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Order by birth what steps at work at the same time have added."""
+        self.images.sort(key=lambda each: each.born)
+        self.vms.sort(key=lambda each: each.born)
+
+    def on(self, host: str) -> list[VmModel]:
+        """The VMs that have their disks on a host."""
+        return [vm for vm in self.vms if vm.host == host and not vm.is_undeployed]
+
+
+def padded(content: bytes, size: int) -> bytes:
+    """`content` with zeros up to `size` bytes."""
+    return content + bytes(size - len(content))
+
+
+def difference(found: bytes, expected: bytes) -> str:
+    """Where two contents differ, in words."""
+    if len(found) != len(expected):
+        return f"{len(found)} bytes instead of {len(expected)}"
+    block = 512
+    wrong = [
+        offset
+        for offset in range(0, len(found), block)
+        if found[offset : offset + block] != expected[offset : offset + block]
+    ]
+    zeros = sum(not any(found[offset : offset + block]) for offset in wrong)
+    return f"{len(wrong)} sectors, the first at {wrong[0]}, the last at {wrong[-1]}, {zeros} zeros"

@@ -1,0 +1,141 @@
+"""Planning: a step draws its lots and claims what it works on before anything begins.
+
+So the steps of a wave do not meet on one VM, as oned sees to it, but do meet on hosts, in caches
+and on images. One thread plans, in one order: the same seed makes the same steps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar, Union
+
+from tests.soaking import faults
+from tests.soaking.faults import Fault, Hand
+from tests.soaking.model import DiskModel, ImageModel, VmModel
+from tests.soaking.world import HYPERVISORS, World
+
+Key = tuple[str, Union[int, str]]
+Work = Callable[[Hand], None]
+Thing = TypeVar("Thing", VmModel, ImageModel, DiskModel)
+
+
+class NotNow(Exception):
+    """There is nothing this step could work on, or others in the wave do."""
+
+
+class Claims:
+    """What the steps of a wave work on: alone, or with others."""
+
+    def __init__(self) -> None:
+        self.alone: set[Key] = set()
+        self.shared: Counter[Key] = Counter()
+
+    def copy(self) -> Claims:
+        copied = Claims()
+        copied.alone, copied.shared = set(self.alone), Counter(self.shared)
+        return copied
+
+
+class Plan:
+    """One step while it is planned; `number` is when what it makes is born."""
+
+    def __init__(
+        self, world: World, number: int, rng: random.Random, claims: Claims, *, faulty: bool
+    ) -> None:
+        self.world, self.model, self.number, self.rng = world, world.model, number, rng
+        self.claims = claims
+        self.fault = Fault()
+        self._faulty = faulty
+
+    def take(self, *keys: Key) -> None:
+        """Claim each of these for this step alone."""
+        for key in keys:
+            if key in self.claims.alone or self.claims.shared[key]:
+                raise NotNow
+            self.claims.alone.add(key)
+
+    def share(self, *keys: Key) -> None:
+        """Claim each of these together with others."""
+        for key in keys:
+            if key in self.claims.alone:
+                raise NotNow
+            self.claims.shared[key] += 1
+
+    def host(self, *but: str) -> str:
+        """A hypervisor to work on with others."""
+        free = [
+            name
+            for name in HYPERVISORS
+            if name not in but and ("host", name) not in self.claims.alone
+        ]
+        if not free:
+            raise NotNow
+        chosen = self.rng.choice(free)
+        self.share(("host", chosen))
+        return chosen
+
+    def vm(self, suits: Callable[[VmModel], bool]) -> VmModel:
+        """A VM for this step alone; its host is shared."""
+        found = [
+            vm
+            for vm in self.model.vms
+            if suits(vm)
+            and vm.key not in self.claims.alone
+            and ("host", vm.host) not in self.claims.alone
+        ]
+        vm = self._by_lot(found)
+        self.take(vm.key)
+        self.share(("host", vm.host))
+        return vm
+
+    def disk(self, vm: VmModel, suits: Callable[[DiskModel], bool]) -> DiskModel:
+        return self._by_lot([disk for disk in vm.disks if suits(disk)])
+
+    def image(self, suits: Callable[[ImageModel], bool]) -> ImageModel:
+        """An image to read, with others."""
+        found = [
+            image
+            for image in self.model.images
+            if suits(image) and image.key not in self.claims.alone
+        ]
+        image = self._by_lot(found)
+        self.share(image.key)
+        return image
+
+    def own_image(self, suits: Callable[[ImageModel], bool]) -> ImageModel:
+        """An image for this step alone."""
+        found = [
+            image
+            for image in self.model.images
+            if suits(image)
+            and image.key not in self.claims.alone
+            and not self.claims.shared[image.key]
+        ]
+        image = self._by_lot(found)
+        self.take(image.key)
+        return image
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def may_fail(self, *actions: str, host: str = "") -> None:
+        """Let something go wrong, if it is this step's turn.
+
+        A process may die at a crash point of one of the `actions`; a `host` may be cut off, if
+        nobody else works there.
+        """
+        if not self._faulty:
+            return
+        key: Key = ("host", host)
+        may_be_cut = bool(host) and self.claims.shared[key] == 1
+        self.fault = faults.choose(self.rng, actions, host if may_be_cut else "")
+        if self.fault.cut:
+            self.claims.shared[key] = 0
+            self.claims.alone.add(key)
+
+    def _by_lot(self, found: Sequence[Thing]) -> Thing:
+        if not found:
+            raise NotNow
+        return self.rng.choice(found)
