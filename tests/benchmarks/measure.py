@@ -1,11 +1,11 @@
-"""Measuring: medians of several runs, the yardstick's in between, so both see one machine."""
+"""Measuring: medians of several runs, the yardsticks' in between, so all see one machine."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 RUNS = 5
@@ -13,7 +13,7 @@ RUNS = 5
 
 @dataclass
 class Figure:
-    """One line of output; seconds are medians, ``limit`` is for the ratio (None: only told).
+    """One line of output: the medians of several runs of ours and of the yardstick.
 
     Where something else than time is measured, ``unit`` says what stands for the seconds.
     """
@@ -22,8 +22,12 @@ class Figure:
     seconds: float
     yardstick: str
     yardstick_seconds: float
-    limit: float | None
-    spread: float = 0.0  # slowest minus fastest run, in seconds
+    limit: float | None  # for the ratio; None: only told
+    spread: float = 0.0  # slowest minus fastest run
+    yardstick_spread: float = 0.0
+    runs: int = 1
+    at: str | None = None  # a point of a growth curve
+    budget: float | None = None  # seconds it may take besides, whatever the yardstick takes
     ratio: float = field(init=False)
     ok: bool = field(init=False)
     notes: dict[str, float] = field(default_factory=dict)
@@ -31,7 +35,8 @@ class Figure:
 
     def __post_init__(self) -> None:
         self.ratio = self.seconds / self.yardstick_seconds
-        self.ok = self.limit is None or self.ratio <= self.limit
+        within_limit = self.limit is None or self.ratio <= self.limit
+        self.ok = within_limit and (self.budget is None or self.seconds <= self.budget)
 
     def json(self) -> str:
         rounded = {
@@ -41,14 +46,54 @@ class Figure:
         return json.dumps(rounded)
 
     def text(self) -> str:
-        limit = "" if self.limit is None else f", limit {self.limit:g}x"
-        verdict = "ok" if self.ok else "TOO SLOW"
-        notes = "".join(f"\n{'':16}{key}: {value:.4g}" for key, value in self.notes.items())
+        unit, name = self.unit, f"{self.name} {self.at}" if self.at else self.name
+        limit = "" if self.limit is None else f", limit {self.limit:.3g}x"
+        budget = "" if self.budget is None else f", at most {self.budget:g} {unit}"
+        verdict = "ok" if self.ok else "MISSED"
+        notes = "".join(f"\n{'':22}{key}: {value:.4g}" for key, value in self.notes.items())
         return (
-            f"{self.name:16}{self.seconds:.3f} {self.unit} (spread {self.spread:.3f}), "
-            f"{self.ratio:.3g}x of {self.yardstick} ({self.yardstick_seconds:.3f} {self.unit})"
-            f"{limit}: {verdict}{notes}"
+            f"{name:21} {self.seconds:.3f} {unit} (spread {self.spread:.3f}), "
+            f"{self.ratio:.3g}x of {self.yardstick} "
+            f"({self.yardstick_seconds:.3f} {unit}, spread {self.yardstick_spread:.3f})"
+            f"{limit}{budget}: {verdict}{notes}"
         )
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What a figure is compared with, by work done ``times`` times in place of ours."""
+
+    name: str
+    work: Callable[[], object]
+    limit: float | None = None
+    times: int = 1
+
+
+def compare(
+    name: str,
+    ours: Sequence[float],
+    yardstick: str,
+    theirs: Sequence[float],
+    *,
+    limit: float | None,
+    at: str | None = None,
+    budget: float | None = None,
+    unit: str = "s",
+) -> Figure:
+    """The figure of what all runs have taken."""
+    return Figure(
+        name,
+        statistics.median(ours),
+        yardstick,
+        statistics.median(theirs),
+        limit,
+        spread=max(ours) - min(ours),
+        yardstick_spread=max(theirs) - min(theirs),
+        runs=len(ours),
+        at=at,
+        budget=budget,
+        unit=unit,
+    )
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -58,35 +103,41 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def in_turn(
+    works: Sequence[Callable[[], object]],
+    *,
+    reset: Callable[[], object] = lambda: None,
+    runs: int = RUNS,
+) -> list[list[float]]:
+    """The seconds of each work, all of them run after each other again and again."""
+    taken: list[list[float]] = [[] for _ in works]
+    for _ in range(runs):
+        for times, work in zip(taken, works):
+            reset()
+            times.append(seconds(work))
+    return taken
+
+
 def against(
     name: str,
     work: Callable[[], object],
-    yardstick: str,
-    yardstick_work: Callable[[], object],
-    *,
-    limit: float | None,
+    *yardsticks: Yardstick,
     reset: Callable[[], object] = lambda: None,
     runs: int = RUNS,
-) -> Figure:
-    """Run both in turn, ``reset`` before each, and compare the medians."""
-    ours, theirs = [], []
-    for _ in range(runs):
-        reset()
-        ours.append(seconds(work))
-        reset()
-        theirs.append(seconds(yardstick_work))
-    return Figure(
-        name,
-        statistics.median(ours),
-        yardstick,
-        statistics.median(theirs),
-        limit,
-        max(ours) - min(ours),
-    )
+    at: str | None = None,
+    budget: float | None = None,
+) -> Iterator[Figure]:
+    """Run all in turn, ``reset`` before each, and compare the medians with each yardstick's."""
+    works = [work, *(yardstick.work for yardstick in yardsticks)]
+    ours, *others = in_turn(works, reset=reset, runs=runs)
+    for yardstick, once in zip(yardsticks, others):
+        theirs = [taken * yardstick.times for taken in once]
+        yield compare(
+            name, ours, yardstick.name, theirs, limit=yardstick.limit, at=at, budget=budget
+        )
 
 
 def within(name: str, work: Callable[[], object], budget: float, runs: int = RUNS) -> Figure:
     """Run ``work`` against a fixed number of seconds."""
-    taken = [seconds(work) for _ in range(runs)]
-    spread = max(taken) - min(taken)
-    return Figure(name, statistics.median(taken), "budget", budget, 1.0, spread)
+    (taken,) = in_turn([work], runs=runs)
+    return compare(name, taken, "budget", [budget], limit=1.0)

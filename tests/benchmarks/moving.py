@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.benchmarks.cloning import MB, Clone, crossing, make_image, ssh
-from tests.benchmarks.measure import Figure, against
+from tests.benchmarks.cloning import SMALL, Clone, crossing, make_image, megabytes_to, ssh
+from tests.benchmarks.measure import Figure, Yardstick, against
 from tests.oned import objects, transfer
 from tests.testbed import AGENT, Testbed
 
@@ -19,7 +19,7 @@ def mv_thin(bed: Testbed) -> Iterator[Figure]:
     guest wrote.
     """
     one, two = bed.hosts[:2]
-    clone = Clone.of(bed, make_image(bed, 256, "20G"), one)
+    clone = Clone.of(bed, make_image(bed, SMALL, "20G"), one)
     clone.run()
     other = Clone.of(bed, bed.cloud.images[clone.vm.disks[0].image_id or 0], two)
     other.run()  # the target has the base
@@ -31,8 +31,10 @@ def mv_thin(bed: Testbed) -> Iterator[Figure]:
         reply = bed.oned.transfer_mad.run_script(transfer.move(clone.vm, source, target))
         assert reply.success, reply.error
 
+    received = []
+
     def there() -> None:
-        move("host01", "host02")
+        received.append(megabytes_to([two], lambda: move("host01", "host02")))
 
     def back() -> None:
         if two.exists(clone.target):
@@ -44,12 +46,6 @@ def mv_thin(bed: Testbed) -> Iterator[Figure]:
         command = ["ssh", "-A", "-oControlMaster=no", one.name, " ".join(argv)]
         bed.frontend.run(command, env=AGENT, timeout=300)
 
-    yield against(
-        "mv-thin", there, "one fresh ssh, and scp of the overlay", by_hand, limit=4.0, reset=back,
-        runs=7,
-    )  # fmt: skip
-    back()
-    before = two.bytes_received()
-    there()
-    received = (two.bytes_received() - before) / MB
-    yield crossing("mv-thin", received, "what the guest wrote", float(_WRITTEN), limit=1.1)
+    yardstick = Yardstick("one fresh ssh, and scp of the overlay", by_hand, 4.0)
+    yield from against("mv-thin", there, yardstick, reset=back, budget=1.5)
+    yield crossing("mv-thin", received, "what the guest wrote", [float(_WRITTEN)], limit=1.1)

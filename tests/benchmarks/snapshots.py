@@ -6,14 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from tests import guest
-from tests.benchmarks.cloning import MB, Clone, crossing, make_image, ssh
-from tests.benchmarks.measure import Figure, against
+from tests.benchmarks.cloning import MB, SMALL, Clone, crossing, make_image, ssh
+from tests.benchmarks.measure import RUNS, Figure, Yardstick, against
 from tests.hypervisor import Kvm
 from tests.oned import objects, transfer
 from tests.testbed import Testbed
 
 _WRITTEN = 50  # MB, since the clone
 _ROOM = 60  # MB that one may take
+_BY_HAND = "one fresh ssh HOST cp of the overlay"
 
 
 def snapshot_cold(bed: Testbed) -> Iterator[Figure]:
@@ -21,14 +22,11 @@ def snapshot_cold(bed: Testbed) -> Iterator[Figure]:
     clone = written(bed)
     bed.cloud.set_state(clone.vm, objects.POWEROFF)
     create, remove, by_hand = works(clone, "SNAP_CREATE")
-    for name, work in (("snapshot-cold", create), ("revert", action(clone, "SNAP_REVERT"))):
-        reset = remove if work is create else create_once(clone, create, remove)
-        yield against(
-            name, work, "one fresh ssh HOST cp of the overlay", by_hand, limit=2.5, reset=reset,
-            runs=7,
-        )  # fmt: skip
-    remove()
-    yield room(clone, create, "snapshot-cold")
+    yardstick = Yardstick(_BY_HAND, by_hand, 2.5)
+    yield from against("snapshot-cold", create, yardstick, reset=remove, budget=0.5)
+    reset, revert = create_once(clone, create, remove), action(clone, "SNAP_REVERT")
+    yield from against("revert", revert, yardstick, reset=reset)
+    yield room(clone, create, remove, "snapshot-cold")
 
 
 def snapshot_live(bed: Testbed) -> Iterator[Figure]:
@@ -46,16 +44,13 @@ def snapshot_live(bed: Testbed) -> Iterator[Figure]:
     create, remove, by_hand = works(clone, "SNAP_CREATE_LIVE")
     with contextlib.ExitStack() as stack:
         stack.callback(kvm.shutdown, clone.vm, host.name)
-        yield against(
-            "snapshot-live", create, "one fresh ssh HOST cp of the overlay", by_hand, limit=4.0,
-            reset=remove, runs=7,
-        )  # fmt: skip
-        remove()
-        yield room(clone, create, "snapshot-live")
+        yardstick = Yardstick(_BY_HAND, by_hand, 4.0)
+        yield from against("snapshot-live", create, yardstick, reset=remove, budget=1.0)
+        yield room(clone, create, remove, "snapshot-live")
 
 
 def written(bed: Testbed) -> Clone:
-    clone = Clone.of(bed, make_image(bed, 64, "20G"), bed.hosts[0])
+    clone = Clone.of(bed, make_image(bed, SMALL, "20G"), bed.hosts[0])
     clone.run()
     write = f"write -P 7 100M {_WRITTEN}M"
     clone.host.run(["qemu-io", "-f", "qcow2", "-c", write, clone.target])
@@ -103,8 +98,13 @@ def create_once(
     return reset
 
 
-def room(clone: Clone, create: Callable[[], None], name: str) -> Figure:
+def room(
+    clone: Clone, create: Callable[[], None], remove: Callable[[], object], name: str
+) -> Figure:
     """What one takes on the disk."""
-    create()
-    file = clone.host.path(f"{clone.target}.snap/0").stat()
-    return crossing(name, file.st_blocks * 512 / MB, "room for one", float(_ROOM), limit=1.0)
+    taken = []
+    for _ in range(RUNS):
+        remove()
+        create()
+        taken.append(clone.host.path(f"{clone.target}.snap/0").stat().st_blocks * 512 / MB)
+    return crossing(name, taken, "room for one", [float(_ROOM)], limit=1.0)

@@ -46,7 +46,7 @@ NOT_RUN = {
 }
 ELSEWHERE = {
     "tests/run": "runs this test, and is what CI runs",
-    "tests/bench": "takes half an hour; one of its figures is run",
+    "tests/bench": "takes ten minutes; one of its figures is run",
 }
 # Exit statuses other than 0 that are an answer.
 ANSWERS = {"grep": {1}, "onestor doctor": {1}}
