@@ -19,6 +19,7 @@ from onestor_lib.frontend import bundle
 from tests.benchmarks import (
     cloning,
     commands,
+    growth,
     importing,
     monitoring,
     moving,
@@ -139,6 +140,10 @@ BENCHMARKS = {
     "cp-local": Benchmark(importing.cp_local),
     "cp-xz": Benchmark(importing.cp_xz),
     "stat": Benchmark(importing.stat),
+    "growth-size": Benchmark(growth.size),
+    "growth-data": Benchmark(growth.data),
+    "growth-clones": Benchmark(growth.clones),
+    "growth-monitor": Benchmark(monitoring.growth),
     "snapshot-live": Benchmark(snapshots.snapshot_live, alone=True),
     "recovery-pass": Benchmark(recovery.recovery_pass, alone=True),
     "cache-warm": Benchmark(commands.cache_warm, hosts=8),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.benchmarks.measure import Figure, within
+from tests.benchmarks.measure import Figure, Yardstick, against, within
 from tests.cluster import Node
 from tests.testbed import DATASTORES, Testbed
 
 DIRECTORY = f"{DATASTORES}/102"
+VMS = (10, 100, 1000, 10000)
 
 
 def monitor_ds(bed: Testbed) -> Iterator[Figure]:
@@ -17,6 +18,19 @@ def monitor_ds(bed: Testbed) -> Iterator[Figure]:
     add_vms(host, range(1000))
     assert probe(host) == 1000
     yield within("monitor-ds", lambda: probe(host), 0.5)
+
+
+def growth(bed: Testbed) -> Iterator[Figure]:
+    """The host probe over more and more VMs, against a find that looks at the same files."""
+    host = bed.hosts[0]
+    find = ["find", DIRECTORY, "-type", "f", "-printf", "%b %p\n"]
+    yardstick = Yardstick("find -printf of the same", lambda: host.run(find))
+    there = 0
+    for number in VMS:
+        add_vms(host, range(there, number))
+        there = number
+        assert probe(host) == number
+        yield from against("growth-monitor", lambda: probe(host), yardstick, at=str(number))
 
 
 def add_vms(host: Node, numbers: range) -> None:
