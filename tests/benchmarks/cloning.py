@@ -20,7 +20,7 @@ MB = 1 << 20
 LINK = 400  # Mbit/s, where the time of a transfer shall tell how much was transferred
 # MB of images. Large enough that a second of connections and programs does not hide what is done
 # with the bytes, and small enough that all figures take minutes.
-HUGE, LARGE, MEDIUM, SMALL = 1024, 512, 128, 64
+HUGE, LARGE, MEDIUM, SMALL = 512, 256, 128, 64
 
 
 def warm_clone(bed: Testbed) -> Iterator[Figure]:
@@ -74,7 +74,7 @@ def cut_through(bed: Testbed) -> Iterator[Figure]:
 
 
 def concurrent_cold(bed: Testbed) -> Iterator[Figure]:
-    """20 clones of one cold image at once on 3 hosts, against a plain driver's.
+    """12 clones of one cold image at once on 3 hosts, against a plain driver's.
 
     And what crosses the links for them, against one copy for each host, of which one is the
     replica that the others fetch from.
@@ -82,7 +82,7 @@ def concurrent_cold(bed: Testbed) -> Iterator[Figure]:
     bed.system.template["REPLICA_HOST"] = bed.hosts[2].name
     bed.cloud.save(bed.system)
     image = make_image(bed, SMALL, f"{SMALL}M")
-    clones = [Clone.of(bed, image, bed.hosts[number % 3]) for number in range(20)]
+    clones = [Clone.of(bed, image, bed.hosts[number % 3]) for number in range(12)]
     plain = [as_plain_driver(clone) for clone in clones]
 
     crossed = []
@@ -145,9 +145,9 @@ os.rename(new, path)
 
 
 def fill_memory(bed: Testbed) -> Iterator[Figure]:
-    """The largest resident size of any process of ours while 1 GiB is filled.
+    """The largest resident size of any process of ours while 512 MiB are filled.
 
-    That is sixteen times what one may have: who held the image, or a part of it that grows with
+    That is eight times what one may have: who held the image, or a part of it that grows with
     it, would be seen.
     """
     clone = Clone.of(bed, make_image(bed, HUGE, f"{HUGE}M", "raw"), bed.hosts[0])

@@ -162,6 +162,6 @@ def measured(names: Iterable[str]) -> Iterator[Figure]:
     for (hosts, _), neighbours in itertools.groupby(names, cluster):
         with running_testbed(hosts=hosts) as bed:
             for name in neighbours:
-                bed.clean()
                 yield from BENCHMARKS[name].figures(bed)
+                bed.clean()  # after the last one, too: a cluster with much on it goes down slowly
     yield compare("all", [time.perf_counter() - begin], "budget", [ALL], limit=1.0)

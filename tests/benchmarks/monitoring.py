@@ -34,7 +34,7 @@ def growth(bed: Testbed) -> Iterator[Figure]:
 
 
 def add_vms(host: Node, numbers: range) -> None:
-    """Directories of VMs with 2 disks of 3 snapshots each."""
+    """Directories of VMs with 2 disks of 3 snapshots each, without data, which nobody reads."""
     script = """
 import os
 import sys
@@ -46,7 +46,7 @@ for vm in range(int(sys.argv[2]), int(sys.argv[3])):
         os.makedirs(snapshots)
         for name in (f"{vm}/disk.{disk}", *(f"{snapshots}/{n}" for n in (0, 9, 10))):
             with open(name, "wb") as file:
-                file.write(b"x" * 4096)
+                file.truncate(4096)
 """
     argv = ["/usr/bin/python3", "-c", script, DIRECTORY]
     host.run([*argv, str(numbers.start), str(numbers.stop)], timeout=300)
