@@ -31,13 +31,13 @@ RAW, QCOW2, SMALL, BIG = (
 MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
 
 
-EVERYWHERE = "CRASH_EVERYWHERE" in os.environ
+EVERYWHERE = "FAULTS_EVERYWHERE" in os.environ
 
 
 def points(action: str, elsewhere: str) -> list[str]:
     """Where to kill an action that passes much of what another one, killed everywhere, does.
 
-    At each point that is its own, and at every fifth of the others; with CRASH_EVERYWHERE in the
+    At each point that is its own, and at every fifth of the others; with FAULTS_EVERYWHERE in the
     environment at all of them, which takes some minutes more.
     """
     shared = set() if EVERYWHERE else set(crashpoints.names(elsewhere))
