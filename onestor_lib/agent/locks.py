@@ -74,7 +74,8 @@ class Held:
         who = f"{os.uname().nodename} pid {os.getpid()}"
         note = f"{who}, {self._purpose} since {int(time.time())}\n"
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, note.encode("utf-8"), 0)
+        with contextlib.suppress(OSError):  # whoever makes room on a full disk needs locks, too
+            os.pwrite(self._fd, note.encode("utf-8"), 0)
 
 
 @contextlib.contextmanager
