@@ -141,6 +141,8 @@ _CLASSES = {
 def from_os_error(step: str, error: OSError, *, path: str = "") -> OnestorError:
     """Translate an ``OSError`` met in ``step``; the kernel's own words are the cause."""
     place = path or os.fsdecode(error.filename or "")
+    if error.filename2 and not place.startswith("/"):  # what a symbolic link was to contain
+        place = os.fsdecode(error.filename2)
     cause = error.strerror or str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return Missing(step, cause, path=place)

@@ -119,15 +119,18 @@ class Server:
         raise errors.Terminated
 
     def _handle(self, message: dict[str, Any]) -> dict[str, Any]:
-        name = str(message.get("op"))
+        name, args = str(message.get("op")), message.get("args", {})
         try:
             if name not in OPERATIONS:
                 raise errors.ProgrammerError("run an operation", f"there is none called {name}")
-            return {"result": load(name)(Call(self), **message.get("args", {}))}
+            return {"result": load(name)(Call(self), **args)}
         except errors.OnestorError as error:
             return {"error": errors.to_json(error)}
         except OSError as error:
-            return {"error": errors.to_json(errors.from_os_error(name, error))}
+            # One of write(2) or fsync(2) names no file: what we are at work on says where.
+            work = args.get("path") or args.get("temporary") or ""
+            path = "" if error.filename else str(work)
+            return {"error": errors.to_json(errors.from_os_error(name, error, path=path))}
         except Exception as error:  # noqa: BLE001 - the boundary: reported, never a traceback for oned
             import traceback
 
