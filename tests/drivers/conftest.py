@@ -21,6 +21,7 @@ from tests.oned import objects
 from tests.oned.mads import Transfer, TransferMad
 from tests.oned.objects import Datastore, Image, Vm
 from tests.oned.reply import Reply
+from tests.sampling import EVERYWHERE
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed, running_testbed
 
 SOURCES = "/var/tmp"
@@ -29,9 +30,6 @@ RAW, QCOW2, SMALL, BIG = (
     f"{SOURCES}/{name}" for name in ("raw.img", "disk.qcow2", "small.img", "big.img")
 )
 MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
-
-
-EVERYWHERE = "FAULTS_EVERYWHERE" in os.environ
 
 
 def points(action: str, elsewhere: str) -> list[str]:

@@ -12,7 +12,6 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node
 from tests.drivers.conftest import (
-    EVERYWHERE,
     QCOW2,
     RAW,
     cached_names,
@@ -24,6 +23,7 @@ from tests.drivers.conftest import (
 )
 from tests.oned import objects
 from tests.oned.objects import Image, Vm
+from tests.sampling import EVERYWHERE
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.crash]

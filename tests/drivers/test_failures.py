@@ -14,7 +14,6 @@ import pytest
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import (
     BIG,
-    EVERYWHERE,
     RAW,
     SMALL,
     SOURCES,
@@ -28,6 +27,7 @@ from tests.oned import objects
 from tests.oned.mads import PATH
 from tests.oned.oned import RequestFailed
 from tests.oned.reply import Reply
+from tests.sampling import EVERYWHERE
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]

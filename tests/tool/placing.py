@@ -89,6 +89,7 @@ class Placing:
         self.questions: list[str] = []
         self.then: Callable[[str], None] = lambda item: None
         self.other_host = False
+        self.receiver: Sequence[str] = RECEIVER
         self.sent = 0
         self.call = LocalCall(self.answer)
         self._wanted: dict[str, Any] | None = None
@@ -127,7 +128,8 @@ class Placing:
     def _bring(self, source: Path, question: dict[str, Any]) -> dict[str, Any]:
         if self.other_host:
             where = Path(question["temporary"])
-            return send(source, where, reuse=question["reuse"], manifest=question["manifest"])
+            how = {"reuse": question["reuse"], "manifest": question["manifest"]}
+            return send(source, where, self.receiver, **how)
         try:
             return transfers.copy_here(
                 LocalCall(self.answer), path=str(source), version=None, stall=5.0,

@@ -1,0 +1,356 @@
+"""Operations that write, each in a directory of its own and by an agent: what faults are tried on.
+
+All of an operation's files lie below one directory, so that a file system that has too little room
+or fails can be put there.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from onestor_lib.agent import publish, recovery
+from onestor_lib.agent.client import AgentClient
+from tests.tool.conftest import Agents, draw, listing, qcow2, qemu_img
+from tests.tool.importing import Importing
+from tests.tool.placing import BULK, RECEIVER, place_image, send
+from tests.tool.test_disk_snapshots import Disk
+
+HOW: dict[str, Any] = {"stall": 10.0, "bytes_per_second": 0, "check_space": False, "bulk": BULK}
+
+
+class Writing:
+    """One operation: what is there before is made by the constructor."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        """``agents`` starts further ones, ``receiver`` is the command line of one."""
+        self.root, self.agents, self.receiver = root, agents, receiver
+
+    def run(self, agent: AgentClient) -> None:
+        """Do it; it can be repeated."""
+        raise NotImplementedError
+
+    def finals(self) -> dict[Path, bytes]:
+        """What must be under its final name once it is done, as a guest sees it."""
+        raise NotImplementedError
+
+    def before(self) -> dict[Path, bytes]:
+        """What of this is there already, and stays until it is replaced as a whole."""
+        return {}
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def is_best(self) -> bool:
+        """Whether it was done without giving up anything for want of room."""
+        return True
+
+    def assert_done(self) -> None:
+        for path, content in self.finals().items():
+            assert self.read(path) == content, f"{path} is not what it should be"
+        assert self.unfinished() == []
+
+    def assert_whole(self) -> None:
+        """After a failure: each name has its old content, its new one, or nothing as before."""
+        old = self.before()
+        for path, content in self.finals().items():
+            if path in old or path.exists():
+                found = self.read(path)
+                assert found in (content, old.get(path, content)), f"{path} is incomplete"
+        assert self.unfinished() == []
+
+    def unfinished(self) -> list[str]:
+        """Temporaries, and files of interrupted fills."""
+        return [
+            name
+            for name in listing(self.root)
+            if publish.is_temporary(os.path.basename(name)) or name.endswith((".part", ".fill"))
+        ]
+
+
+def guest_content(path: Path, image_format: str) -> bytes:
+    """What a guest sees of a file, read by qemu-img."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, "copy")
+        qemu_img("convert", "-U", "-f", image_format, "-O", "raw", path, copy)
+        return copy.read_bytes()
+
+
+def no_question(question: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+class Copied(Writing):
+    """A clone of a raw image by way of the host's cache."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.placing = place_image(root).cached()
+        self.placing.options["check_space"] = False
+        self.placing.other_host, self.placing.receiver = True, receiver
+        self.content = self.placing.image.read_bytes()
+
+    def run(self, agent: AgentClient) -> None:
+        self.placing.run(agent)
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.placing.disk: self.content}
+
+    def is_best(self) -> bool:
+        return self.placing.entry.exists()
+
+    def assert_whole(self) -> None:
+        super().assert_whole()
+        entry = self.placing.entry
+        assert not entry.exists() or entry.read_bytes() == self.placing.image.read_bytes()
+
+
+class Overlaid(Copied):
+    """A clone of a qcow2 image: an overlay on the base in the cache."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.placing.image.unlink()
+        qcow2(self.placing.image, "A0-B")
+        self.placing.options |= {"image_format": "qcow2", "thin": True}
+        self.content = self.read(self.placing.image)
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, "qcow2")
+
+
+class Persistent(Writing):
+    """A persistent image with snapshots becomes a disk."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.placing = place_image(root).with_snapshots()
+        self.placing.options["check_space"] = False
+        self.placing.other_host, self.placing.receiver = True, receiver
+
+    def run(self, agent: AgentClient) -> None:
+        self.placing.run(agent)
+
+    def finals(self) -> dict[Path, bytes]:
+        image, disk = self.placing.image, self.placing.disk
+        copies = {
+            disk.with_name("disk.0.snap") / file.name: file.read_bytes()
+            for file in Path(f"{image}.snap").iterdir()
+        }
+        return {disk: image.read_bytes(), **copies}
+
+
+class Imported(Writing):
+    """A file becomes an image, converted on the way."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.importing = Importing(root)
+        draw(self.importing.file, "A0-B")
+        self.importing.options |= {"check_space": False, "wanted_format": "qcow2"}
+        self.importing.needs_space = "no"
+
+    def run(self, agent: AgentClient) -> None:
+        with self.agents.start() as sender:
+            self.importing.run_in(agent, sender)
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.importing.image: self.importing.file.read_bytes()}
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, "qcow2")
+
+
+class Snapshot(Writing):
+    """A snapshot of a thin disk."""
+
+    layout = "thin"
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk = Disk(root, self.layout)
+        self.how = {
+            "path": str(self.disk.path), "image_format": self.disk.format, "snapshot": 9,
+            "check_space": False, "timeout": 60, "lock_timeout": 10, "bulk": BULK,
+        }  # fmt: skip
+        self.content = self.read(self.disk.path)
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call("disk.snapshot", on_ask=no_question, **self.how)
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, self.disk.format)
+
+    def before(self) -> dict[Path, bytes]:
+        return {self.disk.path: self.content}
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.disk.path: self.content, self.disk.snapshot(9): self.content}
+
+
+class SnapshotOfRaw(Snapshot):
+    layout = "raw"
+
+
+class Reverted(Snapshot):
+    """A thin disk as it was."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk.create(9)
+        self.old = self.content
+        self.disk.write(7, 3)
+        self.changed = self.read(self.disk.path)
+        self.how |= {"grow_to": 0, "sparse": True}
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call("disk.revert", on_ask=no_question, **self.how)
+
+    def before(self) -> dict[Path, bytes]:
+        return {self.disk.path: self.changed, self.disk.snapshot(9): self.old}
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.disk.path: self.old, self.disk.snapshot(9): self.old}
+
+
+class RevertedRaw(Reverted):
+    layout = "raw"
+
+
+class Saved(Writing):
+    """A disk with a snapshot replaces its image: the datastore's part of mvds."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.image = draw(root / "datastore/0a1b", "OLD")
+        self.old = self.image.read_bytes()
+        disk, snapshot = draw(root / "vm/disk.0", "A-B0"), draw(root / "vm/snapshot", "-S")
+        self.items = {"image": disk, "9": snapshot}
+
+    def run(self, agent: AgentClient) -> None:
+        def answer(question: dict[str, Any]) -> dict[str, Any]:
+            if question["ask"] != "content":
+                return {}
+            source = self.items[question["item"]]
+            temporary = Path(question["temporary"])
+            return send(source, temporary, self.receiver, manifest=question["manifest"])
+
+        sizes = {name: file.stat().st_size for name, file in self.items.items()}
+        agent.call(
+            "image.replace", on_ask=answer, path=str(self.image), base=str(self.image.parent),
+            size=sizes.pop("image"), allocated=0, snapshots=sizes, sparse=True, check_space=False,
+            returned_from={"vm": 7}, bulk=BULK,
+        )  # fmt: skip
+
+    def before(self) -> dict[Path, bytes]:
+        return {self.image: self.old}
+
+    def finals(self) -> dict[Path, bytes]:
+        image, snapshot = (file.read_bytes() for file in self.items.values())
+        return {self.image: image, Path(f"{self.image}.snap/9"): snapshot}
+
+
+class Flattened(Writing):
+    """A thin disk as one file in a temporary: the host's part of cpds."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk = Disk(root, "thin")
+        self.content = self.disk.content()
+
+    def run(self, agent: AgentClient) -> None:
+        ready = agent.call(
+            "disk.save", path=str(self.disk.path), image_format="qcow2", snapshot=None,
+            with_snapshots=False, live=None, check_space=False, timeout=60, lock_timeout=10,
+            bulk=BULK,
+        )  # fmt: skip
+        assert self.read(Path(ready["image"]["path"])) == self.content
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, "qcow2")
+
+    def before(self) -> dict[Path, bytes]:
+        return self.finals()
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.disk.path: self.content}
+
+
+class Moved(Writing):
+    """A VM's directory comes from another machine."""
+
+    NAMES = ("disk.0", "disk.0.snap/9", "checkpoint")
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.source, self.target = root / "102/7", root / "103/7"
+        self.content = {
+            name: draw(self.source / name, pattern).read_bytes()
+            for name, pattern in zip(self.NAMES, ("A-B", "C-", "D"))
+        }
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "directory.move", path=str(self.source), target=str(self.target), disks=["disk.0"],
+            peer={"host": "host1", "argv": RECEIVER}, **HOW,
+        )  # fmt: skip
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.target / name: content for name, content in self.content.items()}
+
+    def assert_whole(self) -> None:
+        super().assert_whole()
+        places = [place for place in (self.source, self.target) if place.exists()]
+        found = [{name: (place / name).read_bytes() for name in self.NAMES} for place in places]
+        assert found and all(content == self.content for content in found)
+
+
+class Fetched(Writing):
+    """A recovery copy, which replaces an older one."""
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.kept = root / "replica_snaps"
+        # What the host has for us bears the name of a temporary.
+        self.outgoing = root / "host" / publish.temporary_name("disk.0")
+        self.contents = [draw(self.outgoing, pattern).read_bytes() for pattern in ("AB-", "AC-D")]
+        draw(self.outgoing, "AB-")
+        with agents.start() as agent:
+            self._fetch(agent, 1)
+        draw(self.outgoing, "AC-D")
+
+    def run(self, agent: AgentClient) -> None:
+        self._fetch(agent, 2)
+
+    def _fetch(self, agent: AgentClient, point: int) -> None:
+        made = {
+            "path": str(self.outgoing), "size": self.outgoing.stat().st_size, "allocated": 0,
+            "version": None, "base": None,
+        }  # fmt: skip
+        agent.call(
+            "recovery.fetch", on_ask=no_question, root=str(self.kept), vm=7, disk="disk.0",
+            made=made, point=point, record={"image": "4"}, argv=RECEIVER, host="host1",
+            lock_timeout=10, **HOW,
+        )  # fmt: skip
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.copy(2): self.contents[1]}
+
+    def unfinished(self) -> list[str]:
+        return [name for name in super().unfinished() if not name.startswith("host/")]
+
+    def copy(self, point: int) -> Path:
+        return recovery.new(self.kept / "7", "disk.0", point).file
+
+    def assert_whole(self) -> None:
+        super().assert_whole()
+        newest = recovery.newest(self.kept / "7", "disk.0")
+        assert newest and newest.file.read_bytes() == self.contents[newest.point - 1]
+
+
+WRITINGS: list[type[Writing]] = [
+    Copied, Overlaid, Persistent, Imported, Snapshot, SnapshotOfRaw, Reverted, RevertedRaw, Saved,
+    Flattened, Moved, Fetched,
+]  # fmt: skip
