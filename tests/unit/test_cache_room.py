@@ -232,6 +232,11 @@ class TestNeverEvicted:
         cache.reserve("new", 2, max_mb=5, min_age=100.0)
         assert cache.here == ["a"]
 
+    def test_a_clock_that_was_set_back_keeps_nothing(self, cache: Cache) -> None:
+        cache.fill("a", 2, idle=-86400)
+        cache.reserve("new", 2, max_mb=2, min_age=100.0)
+        assert cache.here == []
+
     @pytest.mark.parametrize("mode", [0o660, 0o444])
     def test_what_is_not_ours(self, cache: Cache, mode: int) -> None:
         origin = cache.path("origin")

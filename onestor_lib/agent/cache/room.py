@@ -255,7 +255,8 @@ def _by_use(stored: list[Stored]) -> list[Stored]:
 
 
 def _can_go(each: Stored, limits: Limits) -> bool:
-    is_old = time.time() - each.used >= limits.min_age
+    # After the clock was set back, what was used "in the future" is no younger than anything else.
+    is_old = abs(time.time() - each.used) >= limits.min_age
     return _freed(each) > 0 and not each.reserved and (is_old or not each.bytes)
 
 
