@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 def sample(items: Sequence[Item], count: int) -> Sequence[Item]:
-    """At most ``count`` of ``items``, evenly spread, the first among them; all if EVERYWHERE."""
+    """At most ``count`` of ``items``, evenly spread; all of them if EVERYWHERE."""
     if EVERYWHERE or len(items) <= count:
         return items
-    return [items[number * len(items) // count] for number in range(count)]
+    return [items[(2 * number + 1) * len(items) // (2 * count)] for number in range(count)]

@@ -255,6 +255,8 @@ class Transfer:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the program running last, cancelled or not; tell whether it has ended."""
         self._thread.join(timeout)
+        if self._thread.is_alive():  # perhaps it has not even begun
+            return False
         call = self._call
         return not isinstance(call, Call) or call.join(timeout)
 

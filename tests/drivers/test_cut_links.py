@@ -1,0 +1,188 @@
+"""A machine that is lost at each phase of an action: its link is cut, or its power.
+
+The phases are the crash points. Where a crash test lets the process die there, here it is stopped
+until the machine is lost, and goes on then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from onestor_lib.agent import crashpoints
+from tests.cluster import Node, wait_until
+from tests.drivers.conftest import (
+    MEDIUM,
+    MEDIUM_QCOW2,
+    configure_system,
+    digest,
+    entry_of,
+    impatient,
+    same_content,
+    unfinished,
+    write,
+)
+from tests.drivers.test_moving import tree
+from tests.oned import objects, transfer
+from tests.oned.mads import TransferMad
+from tests.oned.objects import Vm
+from tests.oned.reply import Reply
+from tests.sampling import sample
+from tests.testbed import DATASTORES, REMOTES, Testbed
+
+pytestmark = [pytest.mark.cluster, pytest.mark.fault]
+
+
+@contextlib.contextmanager
+def stopping(bed: Testbed) -> Iterator[None]:
+    """The first process of each machine that reaches the chosen point stops there."""
+    path = f"{REMOTES}/onestor_lib/agent/crashpoints.py"
+    file = bed.frontend.path(path)
+    before, facts = bed.frontend.read(path).decode(), file.stat()
+    is_first = "NOTE.stat().st_size == len(name) + 1"
+    text = before.replace("signal.SIGKILL)", f"signal.SIGSTOP if {is_first} else signal.SIGCONT)")
+    assert text != before
+    bed.frontend.write(path, text)
+    try:
+        yield
+    finally:
+        bed.frontend.write(path, before)
+        # With its old time it fits again to what was made of it at the installation.
+        os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def cut(node: Node) -> None:
+    node.cut()
+
+
+def kill(node: Node) -> None:
+    node.kill()
+
+
+LOSSES = (cut, kill)
+
+
+def lose(bed: Testbed, point: str, name: str, loss: Callable[[Node], None], line: str) -> Reply:
+    """Run a line of a transfer script, and lose a machine when it has reached ``point``."""
+    (node,) = [node for node in bed.hosts if node.name == name]
+    bed.configure("CONNECT_TIMEOUT=2\nSTALL_TIMEOUT=2\n")
+    mad = TransferMad(bed.frontend, bed.cloud.version)
+    mad.environment[crashpoints.VARIABLE] = point
+    with impatient(bed), stopping(bed):
+        call = mad.start_line(line)
+        wait_until(lambda: bed.crashed_at() or call.join(0), f"{point} is reached", timeout=30)
+        assert set(bed.crashed_at()) == {point}, "never a point that nobody passes"
+        loss(node)
+        begin = time.monotonic()
+        while not call.join(0.2):
+            assert time.monotonic() - begin < 60, "nobody notices"
+            go_on(bed)
+        reply = call.wait()
+    go_on(bed)
+    (node.start if loss is kill else node.heal)()
+    bed.configure()
+    wait_until(lambda: bed.leftovers() == [], "everybody has cleaned up", timeout=90)
+    if not reply.success:
+        lines = reply.result.stderr.splitlines()
+        (error,) = [each for each in lines if not each.startswith(("INFO:", "WARN:"))]
+        assert name in error
+    return reply
+
+
+def go_on(bed: Testbed) -> None:
+    """Whatever stands still on the machines that are up goes on."""
+    for node in bed.cluster.nodes:
+        with contextlib.suppress(RuntimeError):  # it is down
+            node.run(["sh", "-c", "kill -CONT -1"], check=False)
+
+
+def phases(*victims: str, action: str) -> list[tuple[str, str, Callable[[Node], None]]]:
+    """Every point of an action at which each of the machines is lost in either way."""
+    points = sorted(crashpoints.names(action))
+    return [(point, name, loss) for point in points for name in victims for loss in LOSSES]
+
+
+@pytest.mark.parametrize(
+    ("point", "name", "loss"), sample(phases("host01", "host03", action="tm.clone thin"), 3)
+)
+def test_K7_K8_a_clone_by_way_of_a_replica(
+    bed: Testbed, point: str, name: str, loss: Callable[[Node], None]
+) -> None:
+    configure_system(bed, REPLICA_HOST="host03")
+    image = bed.image(MEDIUM_QCOW2)
+    vm = bed.vm(image)
+    bed.cloud.place(vm, "host01", bed.system)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG)
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    (line,) = transfer.prolog(vm, "fe")
+    reply = lose(bed, point, name, loss, line)
+    if name == "host03":
+        assert reply.success, "the replica is no more than a help"
+    if reply.success or host.exists(disk):
+        assert same_content(bed, host, disk, "qcow2", MEDIUM_QCOW2)
+    for node in (host, bed.hosts[2]):
+        if node.exists(entry_of(image)):
+            assert digest(node, entry_of(image)) == digest(bed.frontend, MEDIUM_QCOW2)
+    again = bed.oned.retry_prolog(vm)
+    assert again.success, again.error
+    assert same_content(bed, host, disk, "qcow2", MEDIUM_QCOW2)
+    later = bed.vm(image)
+    assert bed.oned.instantiate(later, "host02", bed.system).success
+    assert same_content(bed, bed.hosts[1], bed.disk_path(later), "qcow2", MEDIUM_QCOW2)
+    assert unfinished(bed) == []
+
+
+def powered_off(bed: Testbed, *, persistent: bool) -> Vm:
+    image = bed.image(MEDIUM if persistent else MEDIUM_QCOW2, persistent=persistent)
+    vm = bed.vm(image)
+    reply = bed.oned.instantiate(vm, "host01", bed.system)
+    assert reply.success, reply.error
+    write(bed.hosts[0], bed.disk_path(vm), image.format, 7)
+    bed.cloud.set_state(vm, objects.POWEROFF)
+    return vm
+
+
+@pytest.mark.parametrize(
+    ("point", "name", "loss"), sample(phases("host01", "host02", action="tm.mv"), 1)
+)
+def test_D8_K8_a_move(bed: Testbed, point: str, name: str, loss: Callable[[Node], None]) -> None:
+    vm = powered_off(bed, persistent=False)
+    one, two = bed.hosts[:2]
+    directory = f"{DATASTORES}/102/{vm.id}"
+    before = tree(one, directory)
+    if point == "move.aside":
+        two.write(f"{directory}/old", "old")
+    bed.cloud.place(vm, "host02", bed.system, 1)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG_MIGRATE)
+    line = transfer.move(vm, "host01", "host02")[-1]
+    reply = lose(bed, point, name, loss, line)
+    places = [node for node in (one, two) if node.exists(directory)]
+    assert any(tree(node, directory).items() >= before.items() for node in places)
+    if not reply.success:
+        again = bed.oned.transfer_mad.run_line(line)
+        assert again.success, again.error
+    assert tree(two, directory) == before and not one.exists(directory)
+    bed.assert_at_rest()
+
+
+@pytest.mark.parametrize(("point", "name", "loss"), sample(phases("host01", action="tm.mvds"), 1))
+def test_E4_K8_a_disk_goes_back(
+    bed: Testbed, point: str, name: str, loss: Callable[[Node], None]
+) -> None:
+    vm = powered_off(bed, persistent=True)
+    host, disk = bed.hosts[0], bed.disk_path(vm)
+    image = bed.cloud.images[vm.disks[0].image_id or 0]
+    old, new = digest(bed.frontend, entry_of(image)), digest(host, disk)
+    bed.cloud.set_state(vm, objects.ACTIVE, objects.EPILOG)
+    line = transfer.epilog(vm)[0]
+    reply = lose(bed, point, name, loss, line)
+    found = digest(bed.frontend, entry_of(image))
+    assert found == new or (found == old and digest(host, disk) == new and not reply.success)
+    again = bed.oned.transfer_mad.run_line(line)
+    assert again.success, again.error
+    assert digest(bed.frontend, entry_of(image)) == new
+    bed.assert_at_rest()
