@@ -312,7 +312,7 @@ class Fetched(Writing):
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
-        self.kept = root / "replica_snaps"
+        self.kept, self.point = root / "replica_snaps", 1
         # What the host has for us bears the name of a temporary.
         self.outgoing = root / "host" / publish.temporary_name("disk.0")
         self.contents = [draw(self.outgoing, pattern).read_bytes() for pattern in ("AB-", "AC-D")]
@@ -322,7 +322,8 @@ class Fetched(Writing):
         draw(self.outgoing, "AC-D")
 
     def run(self, agent: AgentClient) -> None:
-        self._fetch(agent, 2)
+        self.point += 1  # each copy shows a moment of its own
+        self._fetch(agent, self.point)
 
     def _fetch(self, agent: AgentClient, point: int) -> None:
         made = {
@@ -336,7 +337,7 @@ class Fetched(Writing):
         )  # fmt: skip
 
     def finals(self) -> dict[Path, bytes]:
-        return {self.copy(2): self.contents[1]}
+        return {self.copy(self.point): self.contents[1]}
 
     def unfinished(self) -> list[str]:
         return [name for name in super().unfinished() if not name.startswith("host/")]
@@ -347,7 +348,7 @@ class Fetched(Writing):
     def assert_whole(self) -> None:
         super().assert_whole()
         newest = recovery.newest(self.kept / "7", "disk.0")
-        assert newest and newest.file.read_bytes() == self.contents[newest.point - 1]
+        assert newest and newest.file.read_bytes() == self.contents[newest.point > 1]
 
 
 WRITINGS: list[type[Writing]] = [
