@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import openssh
 from tests.sampling import EVERYWHERE, sample
-from tests.tool.conftest import MB, Agents
+from tests.tool.conftest import MB, TOO_LONG, Agents
 from tests.tool.placing import RECEIVER, limits, place_image
 from tests.tool.test_disk_snapshots import Disk
 from tests.tool.writing import WRITINGS, Writing
@@ -70,6 +71,8 @@ def tiny(tmp_path: Path) -> Iterator[Tiny]:
 
 
 def failure_of(writing: Writing, agent: AgentClient) -> OnestorError | None:
+    """What the operation has failed with; each try has the time of a test."""
+    signal.alarm(TOO_LONG)
     try:
         writing.run(agent)
     except OnestorError as error:
