@@ -176,7 +176,6 @@ def on_vm(bed: Testbed, vm: Vm, line: str, during: int, check: Callable[[], obje
 def prolog(bed: Testbed, vm: Vm) -> Steps:
     host = bed.hosts[0]
     lines = transfer.prolog(vm, "fe")
-    # What the first clone has put into the caches goes again: each of them is a cold one.
     for disk, line in zip(vm.disks, lines):
         path, image_format = bed.disk_path(vm, disk.id), disk.attributes["FORMAT"]
         yield on_vm(bed, vm, line, objects.PROLOG)

@@ -90,6 +90,10 @@ class Life:
             self.hypervisor.shutdown(vm, host)
         return self._to_front_end(vm, objects.EPILOG_UNDEPLOY, objects.UNDEPLOYED)
 
+    def retry_undeploy(self, vm: Vm) -> Reply:
+        """onevm recover --retry of one that has failed: the VM is shut down by now."""
+        return self._to_front_end(vm, objects.EPILOG_UNDEPLOY, objects.UNDEPLOYED)
+
     def resume(self, vm: Vm, host: str) -> Reply:
         """onevm resume of a VM that was stopped or undeployed, on any host."""
         was_stopped = vm.state == objects.STOPPED
@@ -151,7 +155,9 @@ class Life:
             state=objects.LOCKED, prev_state=0,
         )  # fmt: skip
         made = self.oned.image_action("mkfs", image)
-        assert made.success, made
+        if not made.success:
+            self.oned._image_error(image, made.failure("Error saving"))
+            return image
         image.source, image.format = made.info.split()[0], disk.attributes["FORMAT"]
         self.cloud.save(image)
         states = {

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.oned.objects import Disk, Image
+from tests.soaking.kinds import noise
 from tests.soaking.model import DiskModel, ImageModel, Model, difference
 from tests.soaking.plan import Claims, NotNow, Plan
-from tests.soaking.steps import noise
 
 
 def disk(content: bytes, **attributes: str) -> DiskModel:
@@ -73,6 +73,13 @@ def test_a_step_that_is_given_up_has_claimed_nothing(plan: Plan) -> None:
     tried.alone.add(("vm", 1))
     tried.shared["host", "host01"] += 1
     plan.take(("vm", 1), ("host", "host01"))
+
+
+def test_what_only_this_step_shares_it_can_take_over(plan: Plan) -> None:
+    plan.share(("host", "host01"))
+    plan.take_over(("host", "host01"))
+    with pytest.raises(NotNow):
+        plan.share(("host", "host01"))
 
 
 def test_the_same_seed_makes_the_same_noise() -> None:

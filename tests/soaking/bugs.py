@@ -11,11 +11,12 @@ from tests.testbed import REMOTES, Testbed
 
 
 class Bug(NamedTuple):
-    """In `file` of onestor_lib what is `right` becomes `wrong`."""
+    """In `file` of onestor_lib what is `right` becomes `wrong`; `found_as` is what a soak says."""
 
     file: str
     right: str
     wrong: str
+    found_as: str
 
 
 BUGS = {
@@ -36,24 +37,28 @@ BUGS = {
             self._publish_base(self._base)
             crashpoints.reach("place.based")
 """,
+        r"disk\.\d+(\.base)?'.*No such file",
     ),
     # Whoever wants a lock has it.
     "lock": Bug(
         "agent/locks.py",
         "        yield fd\n",
         "        fcntl.flock(fd, fcntl.LOCK_UN)\n        yield fd\n",
+        r"is not used:|goes past the cache|times from",
     ),
     # What is to come is not counted.
     "eviction": Bug(
         "agent/cache/room.py",
         "return max(short, kept + size - limits.max_bytes)",
         "return max(short, kept - limits.max_bytes)",
+        r"the cache of \w+ has more than",
     ),
     # A block that the older copy has elsewhere stays where it was.
     "delta": Bug(
         "agent/delta.py",
         "extents.write_chunk(fd, index * BLOCK, block)\n                    continue",
         "extents.write_chunk(fd, there * BLOCK, block)\n                    continue",
+        r"copy of VM \d+ disk \d+|replica_snaps/",
     ),
 }
 

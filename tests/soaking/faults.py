@@ -8,23 +8,31 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from onestor_lib.agent import crashpoints
 from tests.oned.life import Life
-from tests.oned.mads import Transfer, TransferMad, VmmTransfer
+from tests.oned.mads import DatastoreMad, Mad, TransferMad, VmmTransfer
 from tests.oned.oned import Oned
 from tests.oned.reply import Reply
+from tests.oned.runner import Call
 from tests.soaking.model import Violation
-from tests.soaking.world import Standing, World
+from tests.soaking.world import IdleKvm, World
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One of: a crash point, seconds after which oned's child is killed, a host that is cut off."""
+    """One of: a crash point, seconds after which oned's child is killed, a host that is cut off.
+
+    Of a crash point, `actions` are the kind of actions that pass it, datastore or tm; `is_needed`
+    says that nothing can be done without the host that is cut off.
+    """
 
     crash_at: str = ""
+    actions: str = ""
     killed_after: float = 0.0
     cut: str = ""
+    is_needed: bool = False
 
     def __str__(self) -> str:
         if self.crash_at:
@@ -37,71 +45,84 @@ class Fault:
         return self != Fault()
 
 
-class _Doomed(TransferMad):
-    """Kills what it runs after so many seconds."""
-
-    after = 0.0
-
-    def start_script(self, lines: Sequence[str]) -> Transfer:
-        return _doom(super().start_script(lines), self.after)
-
-
-class _DoomedVmm(VmmTransfer):
-    after = 0.0
-
-    def start_line(self, line: str, vm_xml: str = "") -> Transfer:
-        return _doom(super().start_line(line, vm_xml), self.after)
+def choose(rng: random.Random, actions: Sequence[str], hosts: Sequence[str], needed: str) -> Fault:
+    """A fault for a step that runs these actions of ``crashpoints``; one of `hosts` may be cut."""
+    sort = rng.random()
+    passed = sorted({(name, action) for action in actions for name in crashpoints.names(action)})
+    if sort < 0.5 and passed:
+        name, action = rng.choice(passed)
+        return Fault(crash_at=name, actions=action.partition(".")[0])
+    if sort < 0.8 or not hosts:
+        return Fault(killed_after=rng.uniform(0.1, 0.5))
+    host = rng.choice(hosts)
+    return Fault(cut=host, is_needed=host == needed)
 
 
-def _doom(transfer: Transfer, after: float) -> Transfer:
-    timer = threading.Timer(after, transfer.kill, [signal.SIGKILL])
-    timer.daemon = True
-    timer.start()
-    return transfer
+class _Doomed(Mad):
+    """Kills what it starts after so many seconds."""
+
+    after: float
+
+    def start(self, command: str, stdin: str = "", timeout: float | None = None) -> Call:
+        call = super().start(command, stdin, timeout)
+        timer = threading.Timer(self.after, call.kill, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+        return call
 
 
-class Hand:
-    """What a step acts with: oned with the step's fault, and without."""
+class _DoomedDatastoreMad(_Doomed, DatastoreMad):
+    pass
+
+
+class _DoomedTransferMad(_Doomed, TransferMad):
+    pass
+
+
+class _DoomedVmm(_Doomed, VmmTransfer):
+    pass
+
+
+DoomedMad = TypeVar("DoomedMad", bound=_Doomed)
+
+
+class Actor:
+    """What a step acts with: oned with the step's fault, and without.
+
+    `took_effect` says that the fault has made an action fail.
+    """
 
     def __init__(self, world: World, fault: Fault) -> None:
         self.world, self.fault = world, fault
-        self.kvm = Standing(world.bed.frontend, world.kvm.hosts)
+        self.kvm = IdleKvm(world.bed.frontend, world.kvm.hosts)
         self.life = self._life(Fault())
+        self.took_effect = False
 
     def attempt(
         self,
         first: Callable[[Life], Reply],
         again: Callable[[Life], Reply] | None = None,
-        between: Callable[[], None] = lambda: None,
+        between: Callable[[], object] = lambda: None,
     ) -> None:
         """Ask once with the fault; if that fails, `again` (the same unless given) must not.
 
         `between` looks at what the failure has left.
         """
-        if self.fault:
-            with self.trouble() as life:
-                answer = first(life)
-            if answer.success:
-                return
+        if self.fails(first):
             between()
-            answer = (again or first)(self.life)
-        else:
-            answer = first(self.life)
-        if not answer.success:
-            raise Violation(f"{answer.action}: {answer.error or answer.result}")
+            require_success((again or first)(self.life))
 
-    def _life(self, fault: Fault) -> Life:
-        bed = self.world.bed
-        oned = Oned(bed.cloud, bed.frontend, hosts=bed.oned.hosts)
-        if fault.killed_after:
-            doomed = _Doomed(bed.frontend, bed.cloud.version)
-            vmm = _DoomedVmm(bed.frontend, bed.cloud.version)
-            doomed.after = vmm.after = fault.killed_after
-            oned.transfer_mad, oned.vmm = doomed, vmm
-        if fault.crash_at:
-            for mad in (oned.datastore_mad, oned.transfer_mad, oned.vmm):
-                mad.environment[crashpoints.VARIABLE] = fault.crash_at
-        return Life(oned, self.kvm)
+    def fails(self, request: Callable[[Life], Reply]) -> bool:
+        """Whether a request fails because of the step's fault; without one it must not."""
+        if not self.fault:
+            require_success(request(self.life))
+            return False
+        with self.trouble() as life:
+            answer = request(life)
+        if answer.success and self.fault.is_needed:
+            raise Violation(f"{answer.action} was a success without {self.fault.cut}")
+        self.took_effect = not answer.success
+        return self.took_effect
 
     @contextlib.contextmanager
     def trouble(self) -> Iterator[Life]:
@@ -115,13 +136,25 @@ class Hand:
             if node:
                 node.heal()
 
+    def _life(self, fault: Fault) -> Life:
+        bed = self.world.bed
+        oned = Oned(bed.cloud, bed.frontend, hosts=bed.oned.hosts)
+        if fault.killed_after:
+            oned.datastore_mad = self._doomed(_DoomedDatastoreMad)
+            oned.transfer_mad = self._doomed(_DoomedTransferMad)
+            oned.vmm = self._doomed(_DoomedVmm)
+        if fault.crash_at:
+            mads = [oned.datastore_mad] if fault.actions == "datastore" else []
+            for mad in mads or (oned.transfer_mad, oned.vmm):
+                mad.environment[crashpoints.VARIABLE] = fault.crash_at
+        return Life(oned, self.kvm)
 
-def choose(rng: random.Random, actions: Sequence[str], host: str) -> Fault:
-    """A fault for a step that runs these actions of ``crashpoints``, and works on `host`."""
-    kind = rng.random()
-    points = sorted({name for action in actions for name in crashpoints.names(action)})
-    if kind < 0.6 and points:
-        return Fault(crash_at=rng.choice(points))
-    if kind < 0.9 or not host:
-        return Fault(killed_after=rng.uniform(0.05, 0.6))
-    return Fault(cut=host)
+    def _doomed(self, kind: type[DoomedMad]) -> DoomedMad:
+        mad = kind(self.world.bed.frontend, self.world.bed.cloud.version)
+        mad.after = self.fault.killed_after
+        return mad
+
+
+def require_success(answer: Reply) -> None:
+    if not answer.success:
+        raise Violation(f"{answer.action}: {answer.error or answer.result}")

@@ -39,6 +39,8 @@ class DiskModel:
     image: ImageModel | None
     now: bytes
     snapshots: dict[int, bytes] = field(default_factory=dict)
+    # Snapshots whose action died when they had their name: oned does not know of them.
+    lost: set[int] = field(default_factory=set)
     copied: bytes | None = None  # what its youngest recovery copy holds
     earlier: list[bytes] = field(default_factory=list)  # contents since the last look at copies
 
@@ -49,6 +51,10 @@ class DiskModel:
     @property
     def format(self) -> str:
         return self.disk.attributes["FORMAT"]
+
+    @property
+    def is_persistent(self) -> bool:
+        return self.image is not None and self.image.image.persistent
 
     @property
     def asks(self) -> bool:
@@ -73,6 +79,7 @@ class DiskModel:
         fresh = self.image.content if self.image else b""
         self.become(padded(self.copied if self.copied is not None else fresh, size))
         self.snapshots.clear()
+        self.lost.clear()
 
     def may_be_copied_as(self) -> list[bytes]:
         """What a copy may show that was made since copies were looked at."""

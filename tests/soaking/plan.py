@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, Union
 
 from tests.soaking import faults
-from tests.soaking.faults import Fault, Hand
+from tests.soaking.faults import Actor, Fault
 from tests.soaking.model import DiskModel, ImageModel, VmModel
 from tests.soaking.world import HYPERVISORS, World
 
 Key = tuple[str, Union[int, str]]
-Work = Callable[[Hand], None]
+Work = Callable[[Actor], None]
 Thing = TypeVar("Thing", VmModel, ImageModel, DiskModel)
 
 
@@ -48,6 +48,11 @@ class Plan:
         self.claims = claims
         self.fault = Fault()
         self._faulty = faulty
+
+    def take_over(self, key: Key) -> None:
+        """Claim what this step shares with nobody for itself alone."""
+        self.claims.shared[key] -= 1
+        self.take(key)
 
     def take(self, *keys: Key) -> None:
         """Claim each of these for this step alone."""
@@ -120,20 +125,18 @@ class Plan:
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
 
-    def may_fail(self, *actions: str, host: str = "") -> None:
+    def may_fail(self, *actions: str, needs: str = "", uses: str = "") -> None:
         """Let something go wrong, if it is this step's turn.
 
-        A process may die at a crash point of one of the `actions`; a `host` may be cut off, if
-        nobody else works there.
+        A process may die at a crash point of one of the `actions`; a host that the step `needs`, or
+        the replica that it `uses` if it is there, may be cut off, if nobody else works there.
         """
         if not self._faulty:
             return
-        key: Key = ("host", host)
-        may_be_cut = bool(host) and self.claims.shared[key] == 1
-        self.fault = faults.choose(self.rng, actions, host if may_be_cut else "")
+        hosts = [host for host in (needs, uses) if host and self.claims.shared["host", host] == 1]
+        self.fault = faults.choose(self.rng, actions, hosts, needed=needs)
         if self.fault.cut:
-            self.claims.shared[key] = 0
-            self.claims.alone.add(key)
+            self.take_over(("host", self.fault.cut))
 
     def _by_lot(self, found: Sequence[Thing]) -> Thing:
         if not found:

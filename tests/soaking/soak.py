@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from tests.soaking import disks, images, machines, vms
 from tests.soaking.checks import check_all, check_caches, check_log
-from tests.soaking.faults import Fault, Hand
+from tests.soaking.faults import Actor, Fault
+from tests.soaking.kinds import KINDS, Kind
 from tests.soaking.model import Violation
 from tests.soaking.plan import Claims, NotNow, Plan, Work
-from tests.soaking.steps import KINDS, Kind
 from tests.soaking.world import World
 
+STEPS = (images, vms, disks, machines)  # what fills KINDS
 _TRIES = 20  # to find another step for a wave
 _FAULTY = 0.35  # of the steps that something can go wrong in
 _REST = 25  # waves until everything is looked at
@@ -33,19 +34,21 @@ class Planned:
     work: Work
     fault: Fault
     seconds: float = 0.0
-    problem: str = ""
+    took_effect: bool = False
+    violation: str = ""
 
     def __str__(self) -> str:
         fault = f" [{self.fault}]" if self.fault else ""
-        return f"{self.number:6} {self.kind.name:18} {self.what}{fault}"
+        return f"{self.number:6} {self.kind.name:16} {self.what}{fault}"
 
 
 @dataclass
 class Report:
-    """How far a soak has come."""
+    """How far a soak has come; `effects` are faults that have made an action fail."""
 
     steps: Counter[str] = field(default_factory=Counter)
     faults: int = 0
+    effects: int = 0
     waves: int = 0
 
 
@@ -53,7 +56,8 @@ class Soak:
     """Random steps on `world`, the same for the same seed; `say` is told each one.
 
     `weights` say for kinds of steps, by name, how often they come instead of as usual; `faulty` is
-    how many of the steps have a fault in which something can go wrong.
+    how many of the steps have a fault in which something can go wrong. An `even` soak prefers what
+    has come least often.
     """
 
     def __init__(
@@ -65,12 +69,14 @@ class Soak:
         say: Callable[[str], None] = print,
         weights: Mapping[str, float] = MappingProxyType({}),
         faulty: float = _FAULTY,
+        even: bool = False,
     ) -> None:
         self.world, self.report = world, Report()
-        self._faulty = faulty
-        self._weights = [weights.get(kind.name, kind.weight) for kind in KINDS]
         self._rng, self._width, self._say = random.Random(seed), width, say
+        self._weights = [weights.get(kind.name, kind.weight) for kind in KINDS]
+        self._faulty, self._even = faulty, even
         self._number = 0
+        self._planned: Counter[str] = Counter()
 
     def run(self, steps: int) -> Report:
         """So many steps, and a look at everything in the end; raises :class:`Violation`."""
@@ -87,8 +93,7 @@ class Soak:
     def _plan(self, width: int) -> list[Planned]:
         wave: list[Planned] = []
         claims = Claims()
-        for _ in range(_TRIES):
-            (kind,) = self._rng.choices(KINDS, self._weights)
+        for kind in self._candidates():
             faulty = self._rng.random() < self._faulty
             plan = Plan(self.world, self._number + 1, self._rng, claims.copy(), faulty=faulty)
             try:
@@ -97,32 +102,45 @@ class Soak:
                 continue
             claims = plan.claims
             self._number += 1
+            self._planned[kind.name] += 1
             wave.append(Planned(self._number, kind, what, work, plan.fault))
             if len(wave) == width:
                 break
         return wave
 
+    def _candidates(self) -> Iterator[Kind]:
+        """Kinds to try for one wave."""
+        if not self._even:
+            yield from self._rng.choices(KINDS, self._weights, k=_TRIES)
+            return
+        for _ in range(self._width):
+            lots = {kind.name: self._rng.random() for kind in KINDS}
+            yield from sorted(KINDS, key=lambda kind: (self._planned[kind.name], lots[kind.name]))
+
     def _do(self, step: Planned) -> None:
         begin = time.monotonic()
+        actor = Actor(self.world, step.fault)
         try:
-            step.work(Hand(self.world, step.fault))
+            step.work(actor)
         except Violation as violation:
-            step.problem = str(violation)
-        except Exception:  # noqa: BLE001 - whatever it is, it is told with its step
-            step.problem = traceback.format_exc()
+            step.violation = str(violation)
+        except Exception as error:
+            raise RuntimeError(f"the soak itself: {step}") from error
         step.seconds = time.monotonic() - begin
+        step.took_effect = actor.took_effect
 
     def _after(self, wave: list[Planned]) -> None:
         self.report.waves += 1
         for step in wave:
             self.report.steps[step.kind.name] += 1
             self.report.faults += bool(step.fault)
+            self.report.effects += step.took_effect
             self._say(f"{step}, {step.seconds:.1f} s")
-        if problems := [f"{step}: {step.problem}" for step in wave if step.problem]:
-            raise Violation("\n".join(problems))
+        if violations := [f"{step}: {step.violation}" for step in wave if step.violation]:
+            raise Violation("\n".join(violations))
         said = self.world.new_log()
         if not any(step.fault for step in wave):
-            check_log(said)
+            check_log(said, self.world.tampered)
         check_caches(self.world)
         self.world.model.settle()
         if any(step.kind.name == "recovery_pass" for step in wave):
@@ -140,3 +158,4 @@ class Soak:
         except Violation as violation:
             raise Violation(f"{violation}\n{said}") from None
         check_all(self.world)
+        self.world.new_log()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tests.cluster import Node, libvirt
-from tests.drivers.conftest import CALL_ENVIRONMENT
+from tests.cluster.process import CommandFailed
+from tests.drivers.conftest import CALL_ENVIRONMENT, entry_of
 from tests.hypervisor import Kvm
 from tests.oned.objects import Vm
 from tests.soaking.model import DiskModel, ImageModel, Model, Violation, VmModel, difference
@@ -17,49 +19,39 @@ from tests.testbed import AGENT, DATASTORES, LOG, Testbed, running_testbed
 HYPERVISORS = ("host01", "host02", "host03")
 REPLICA = "host04"
 HOST_CACHE_MB, REPLICA_CACHE_MB = 14, 20
+# What guests write: no two sectors are the same.
+PATTERNS = [random.Random(number).randbytes(1 << 20) for number in range(4)]
 COPIES = f"{DATASTORES}/replica_snaps"
 # What is waited for in vain at a machine that is dead.
 _IMPATIENT = "CONNECT_TIMEOUT=2\nSTALL_TIMEOUT=10\n"
 _TIMEOUT = 120.0
 
 
-class Standing(Kvm):
-    """Virtual machines that are there but stand still: what they write is written by the soak.
+def pattern_file(number: int) -> str:
+    """Where every node has one of PATTERNS."""
+    return f"/var/tmp/soak-pattern{number}"
 
-    A domain that is not there any more is one that has ended: its host was dead meanwhile.
-    """
+
+class IdleKvm(Kvm):
+    """Virtual machines that find nothing to boot: what they write is written by the soak."""
 
     def start_on(self, host: str) -> None:
         """Bring up libvirtd on a host that has just come back."""
         self.hosts[host].run(libvirt.START, user="root")
 
-    def deploy(self, vm: Vm) -> None:
-        host = vm.history[-1].hostname
-        file = f"{self.directory(vm)}/deployment.0"
-        self.hosts[host].write(file, self._domain(vm))
-        self.virsh(host, "create", file, "--paused")
+    def virsh(self, host: str, *words: str, check: bool = True) -> str:
+        try:
+            return super().virsh(host, *words, check=check)
+        except CommandFailed as error:  # such as a domain that is gone, or lacks a disk
+            raise Violation(str(error)) from error
 
-    def shutdown(self, vm: Vm, host: str) -> None:
-        if self.state(vm, host):
-            super().shutdown(vm, host)
-
-    def save(self, vm: Vm, host: str) -> None:
-        if self.state(vm, host):
-            super().save(vm, host)
-
-    def restore(self, vm: Vm) -> None:
-        host = vm.history[-1].hostname
-        file = f"{self.directory(vm)}/checkpoint"
-        self.virsh(host, "restore", file, "--paused")
-        self.hosts[host].run(["rm", "-f", file])
-
-    def write(self, vm: Vm, number: int, offset: int, length: int, pattern: int) -> None:
-        """Have the VM write to a disk, and flush it."""
+    def write(self, vm: Vm, number: int, command: str) -> None:
+        """Have the VM write to a disk by a command of qemu-io(1), and flush it."""
         device = f"-d /machine/peripheral/virtio-disk{number}/virtio-backend"
-        for command in (f"write -P {pattern} {offset} {length}", "flush"):
+        for each in (command, "flush"):
             said = self.virsh(
                 vm.history[-1].hostname, "qemu-monitor-command", f"one-{vm.id}",
-                "--hmp", f'qemu-io {device} "{command}"',
+                "--hmp", f'qemu-io {device} "{each}"',
             )  # fmt: skip
             if said:
                 raise Violation(f"VM {vm.id} cannot write to disk {number}: {said}")
@@ -71,8 +63,10 @@ class World:
     def __init__(self, bed: Testbed) -> None:
         self.bed = bed
         self.model = Model()
+        self.lost_images = 0  # files of images that were made, but oned never heard of it
+        self.tampered: set[str] = set()  # names in caches that were not verified since
         self._log_read = 0
-        self.kvm = Standing(bed.frontend, {name: bed.cluster.node(name) for name in HYPERVISORS})
+        self.kvm = IdleKvm(bed.frontend, {name: bed.cluster.node(name) for name in HYPERVISORS})
 
     def begin(self) -> None:
         """Be a cloud without VMs and images, and with the settings of a soak."""
@@ -80,7 +74,8 @@ class World:
             for domain in self.kvm.virsh(name, "list", "--name").split():
                 self.kvm.virsh(name, "destroy", domain)
         self.bed.clean()
-        self.model, self._log_read = Model(), 0
+        self.model, self._log_read, self.lost_images = Model(), 0, 0
+        self.tampered.clear()
         self.bed.configure(_IMPATIENT)
         self.bed.system.template.update(
             REPLICA_HOST=REPLICA,
@@ -88,6 +83,9 @@ class World:
             REPLICA_MAX_SIZE_MB=str(REPLICA_CACHE_MB),
         )
         self.bed.cloud.save(self.bed.system)
+        for node in self.bed.cluster.nodes:
+            for number, pattern in enumerate(PATTERNS):
+                node.write(pattern_file(number), pattern)
 
     def new_log(self) -> str:
         """What onestor's log has got since it was asked for last."""
@@ -151,16 +149,33 @@ class World:
         if found not in allowed:
             raise Violation(f"{node.name}:{path}: {difference(found, allowed[0])}")
 
-    def check_disk(self, vm: VmModel, disk: DiskModel) -> None:
-        self.check_file(self.place(vm), self.path(vm, disk), disk.format, disk.now)
+    def check_disk(self, vm: VmModel, disk: DiskModel, *allowed: bytes) -> None:
+        """A disk must hold what the model says, or one of the contents that are `allowed`."""
+        path = self.path(vm, disk)
+        self.check_file(self.place(vm), path, disk.format, *(allowed or (disk.now,)))
 
-    def check_whole(self, vm: VmModel, *, where: str = "") -> None:
+    def check_snapshots(self, vm: VmModel, disk: DiskModel) -> None:
+        """A disk has the snapshots that the model has, and each holds what it held."""
+        node, directory = self.place(vm), f"{self.path(vm, disk)}.snap"
+        names = set(os.listdir(node.path(directory))) if node.exists(directory) else set()
+        found = {int(name) for name in names if name.isdigit()}
+        if found - disk.lost != set(disk.snapshots):
+            raise Violation(f"{vm} disk {disk.number} has the snapshots {sorted(found)}")
+        for number, content in disk.snapshots.items():
+            self.check_file(node, f"{directory}/{number}", disk.format, content)
+
+    def check_vm(self, vm: VmModel) -> None:
+        for disk in vm.disks:
+            self.check_disk(vm, disk)
+            self.check_snapshots(vm, disk)
+
+    def check_whole(self, vm: VmModel, disks: Sequence[DiskModel], *, where: str = "") -> None:
         """A disk that has its final name is complete, whatever has gone wrong.
 
         On the host `where`, or that of the VM. What is still at work there may take names away.
         """
         node = self.node(where) if where else self.place(vm)
-        for disk in vm.disks:
+        for disk in disks:
             path = self.path(vm, disk)
             if node.exists(path):
                 try:
@@ -169,15 +184,15 @@ class World:
                     if node.exists(path):
                         raise
 
-    def check_vm(self, vm: VmModel) -> None:
-        for disk in vm.disks:
-            self.check_disk(vm, disk)
+    def check_gone(self, vm: VmModel, host: str) -> None:
+        """A host has nothing of a VM any more."""
+        if self.node(host).exists(self.directory(vm.vm)):
+            raise Violation(f"{vm} is on {host} still")
 
-    def check_image(self, image: ImageModel) -> None:
-        if not image.image.source:
-            raise Violation(f"image {image.image.id}: {image.image.template.get('ERROR')}")
-        path = image.image.source.replace("//", "/")
-        self.check_file(self.bed.frontend, path, image.image.format, image.content)
+    def check_image(self, image: ImageModel, *allowed: bytes) -> None:
+        path = entry_of(image.image)
+        allowed = allowed or (image.content,)
+        self.check_file(self.bed.frontend, path, image.image.format, *allowed)
 
     def copy_of(self, vm: VmModel, disk: DiskModel) -> str:
         """The youngest recovery copy of a disk on the replica; "" for none."""

@@ -1,0 +1,228 @@
+"""What happens to the disks of a VM."""
+
+from __future__ import annotations
+
+from tests.oned.objects import Snapshots
+from tests.soaking.faults import Actor
+from tests.soaking.images import add, give_back, made
+from tests.soaking.kinds import (
+    MOST_DISKS,
+    MOST_IMAGES,
+    MOST_SNAPSHOTS,
+    making,
+    new_disk,
+    share_replica,
+    step,
+)
+from tests.soaking.model import MB, DiskModel, Violation, VmModel, padded
+from tests.soaking.plan import NotNow, Plan, Work
+from tests.soaking.world import PATTERNS, REPLICA, pattern_file
+
+SECTOR = 512
+LARGEST = 10 * MB
+
+
+@step(100)
+def write(plan: Plan) -> tuple[str, Work]:
+    """The guest writes data or zeros; what is powered off is written to by qemu-io(1)."""
+    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    disk = plan.disk(vm, lambda disk: True)
+    sectors = len(disk.now) // SECTOR
+    start = plan.rng.randrange(sectors)
+    length = min(plan.rng.choice([1, 8, 128, 129, 512, 2048]), sectors - start)
+    offset, count = start * SECTOR, length * SECTOR
+    if plan.chance(0.15):
+        data, command = bytes(count), f"write -z {offset} {count}"
+    else:
+        number = plan.rng.randrange(len(PATTERNS))
+        data = PATTERNS[number][:count]
+        command = f"write -s {pattern_file(number)} {offset} {count}"
+
+    def work(actor: Actor) -> None:
+        if vm.runs:
+            actor.kvm.write(vm.vm, disk.number, command)
+        else:
+            argv = ["qemu-io", "-f", disk.format, "-c", command, plan.world.path(vm, disk)]
+            done = plan.world.place(vm).run(argv, check=False)
+            if done.returncode:
+                raise Violation(f"{vm} disk {disk.number}: {done.stdout}{done.stderr}")
+        disk.write(offset, data)
+        plan.world.check_disk(vm, disk)
+
+    return f"{vm} disk {disk.number}, {count} bytes at {offset}", work
+
+
+@step(5)
+def snapshot(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-snapshot-create."""
+    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    disk = plan.disk(vm, lambda disk: len(disk.snapshots) < MOST_SNAPSHOTS and may_snap(disk))
+    plan.may_fail("tm.snap_create_live" if vm.runs else "tm.snap_create", needs=vm.host)
+
+    def work(actor: Actor) -> None:
+        def failed() -> None:
+            disk.lost.add(listed(vm, disk).next_snapshot - 1)
+            plan.world.check_disk(vm, disk)
+
+        actor.attempt(lambda life: life.snapshot(vm.vm, disk.disk), between=failed)
+        number = max(int(str(each["ID"])) for each in listed(vm, disk).snapshots)
+        disk.snapshots[number] = disk.now
+        plan.world.check_disk(vm, disk)
+        plan.world.check_snapshots(vm, disk)
+
+    return f"{vm} disk {disk.number}{', running' * vm.runs}", work
+
+
+@step(3)
+def revert(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-snapshot-revert."""
+    vm = plan.vm(lambda vm: vm.is_off)
+    disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
+    number = plan.rng.choice(sorted(disk.snapshots))
+    plan.may_fail("tm.snap_revert", needs=vm.host)
+
+    def work(actor: Actor) -> None:
+        new = disk.snapshots[number]
+        actor.attempt(
+            lambda life: life.revert(vm.vm, disk.disk, number),
+            between=lambda: plan.world.check_disk(vm, disk, disk.now, new),
+        )
+        disk.become(new)
+        plan.world.check_disk(vm, disk)
+        plan.world.check_snapshots(vm, disk)
+
+    return f"{vm} disk {disk.number} to {number}", work
+
+
+@step(3)
+def delete_snapshot(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-snapshot-delete."""
+    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
+    number = plan.rng.choice(sorted(disk.snapshots))
+    plan.may_fail("tm.snap_delete", needs=vm.host)
+
+    def work(actor: Actor) -> None:
+        actor.attempt(
+            lambda life: life.delete_snapshot(vm.vm, disk.disk, number),
+            between=lambda: plan.world.check_disk(vm, disk),
+        )
+        del disk.snapshots[number]
+        plan.world.check_disk(vm, disk)
+        plan.world.check_snapshots(vm, disk)
+
+    return f"{vm} disk {disk.number} without {number}", work
+
+
+@step(2)
+def save_as(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-saveas, of the disk or of a snapshot."""
+    if len(plan.model.images) >= MOST_IMAGES:
+        raise NotNow
+    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    disk = plan.disk(vm, lambda disk: disk.image is not None)
+    number = plan.rng.choice([-1, *sorted(disk.snapshots)])
+    content = disk.snapshots.get(number, disk.now)
+    plan.may_fail("tm.cpds", needs=vm.host)
+
+    def work(actor: Actor) -> None:
+        image = made(actor, lambda life: life.save_as(vm.vm, disk.disk, number))
+        add(plan, image, content)
+        plan.world.check_disk(vm, disk)
+
+    return f"{vm} disk {disk.number}{f' snapshot {number}' * (number >= 0)}", work
+
+
+@step(2)
+def resize(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-resize."""
+    vm = plan.vm(lambda vm: vm.is_off)
+    disk = plan.disk(vm, lambda disk: not disk.snapshots and len(disk.now) < LARGEST)
+    size = len(disk.now) // MB + plan.rng.randint(1, 2)
+    plan.may_fail(needs=vm.host)
+
+    def work(actor: Actor) -> None:
+        new = padded(disk.now, size * MB)
+        actor.attempt(
+            lambda life: life.resize(vm.vm, disk.disk, size),
+            between=lambda: plan.world.check_disk(vm, disk, disk.now, new),
+        )
+        disk.become(new)
+        plan.world.check_disk(vm, disk)
+
+    return f"{vm} disk {disk.number} to {size} MB", work
+
+
+@step(2)
+def attach(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-attach."""
+    vm = plan.vm(lambda vm: vm.is_off and len(vm.disks) < MOST_DISKS)
+    share_replica(plan)
+    disk = new_disk(plan)
+    plan.may_fail(making(disk), needs=vm.host, uses=REPLICA)
+    assert disk.image
+
+    def work(actor: Actor) -> None:
+        actor.attempt(
+            lambda life: life.oned.attach_disk(vm.vm, disk.disk),
+            between=lambda: plan.world.check_whole(vm, [disk]),
+        )
+        vm.disks.append(disk)
+        plan.world.check_vm(vm)
+
+    return f"{vm}, image {disk.image.image.id}", work
+
+
+@step(2)
+def detach(plan: Plan) -> tuple[str, Work]:
+    """onevm disk-detach."""
+    vm = plan.vm(lambda vm: vm.is_off and len(vm.disks) > 1)
+    disk = plan.disk(vm, lambda disk: True)
+    image = disk.image if disk.is_persistent else None
+    plan.may_fail("tm.mvds" if image else "tm.delete", needs=vm.host if image else "")
+
+    def old_or_new() -> None:
+        if image:
+            plan.world.check_image(image, image.content, disk.now)
+
+    def work(actor: Actor) -> None:
+        actor.attempt(
+            lambda life: life.oned.detach_disk(vm.vm, disk.disk),
+            between=old_or_new,
+        )
+        vm.disks.remove(disk)
+        vm.vm.snapshots = [each for each in vm.vm.snapshots if each.disk_id != disk.number]
+        if image:
+            give_back(plan.world, disk)
+        plan.world.check_vm(vm)
+        if plan.world.copy_of(vm, disk):
+            raise Violation(f"{vm} disk {disk.number} is detached, and has a recovery copy")
+
+    return f"{vm} disk {disk.number}{', kept' * bool(image)}", work
+
+
+@step(1)
+def reshape(plan: Plan) -> tuple[str, Work]:
+    """onestor flatten or thin."""
+    vm = plan.vm(lambda vm: vm.is_off)
+    disk = plan.disk(
+        vm, lambda disk: may_snap(disk) and disk.format == "qcow2" and not disk.snapshots
+    )
+    command = plan.rng.choice(["flatten", "thin"])
+    share_replica(plan)
+
+    def work(actor: Actor) -> None:
+        plan.world.onestor(command, str(vm.vm.id), str(disk.number))
+        plan.world.check_vm(vm)
+
+    return f"{command} {vm} disk {disk.number}", work
+
+
+def may_snap(disk: DiskModel) -> bool:
+    return disk.image is not None and not disk.is_persistent
+
+
+def listed(vm: VmModel, disk: DiskModel) -> Snapshots:
+    """The snapshots of a disk, as oned has them."""
+    (kept,) = [each for each in vm.vm.snapshots if each.disk_id == disk.number]
+    return kept

@@ -1,0 +1,172 @@
+"""What happens to hosts, to the replica, and to caches."""
+
+from __future__ import annotations
+
+import os
+
+from tests.drivers.conftest import companion, entry_of
+from tests.oned import probe
+from tests.soaking.faults import Actor
+from tests.soaking.kinds import share_block_jobs, share_replica, step
+from tests.soaking.model import ImageModel, Violation
+from tests.soaking.plan import NotNow, Plan, Work
+from tests.soaking.vms import come_back
+from tests.soaking.world import HYPERVISORS, REPLICA, World
+
+
+@step(2)
+def recovery_pass(plan: Plan) -> tuple[str, Work]:
+    """The timer's pass, beside whatever else is going on."""
+    plan.take(("block jobs", "anywhere"))
+    share_replica(plan)
+
+    def work(actor: Actor) -> None:
+        plan.world.recovery_pass()
+
+    return "", work
+
+
+@step(0.4)
+def host_dies(plan: Plan) -> tuple[str, Work]:
+    """A host loses its power; its VMs are recreated elsewhere; it comes back as it was."""
+    world = plan.world
+    host = plan.rng.choice(HYPERVISORS)
+    vms = plan.model.on(host)
+    if not vms:
+        raise NotNow
+    plan.take(("host", host), *(vm.key for vm in vms))
+    share_replica(plan)
+    share_block_jobs(plan)  # a pass that is under way may still make a copy that is used
+    new = plan.host(host)
+
+    def work(actor: Actor) -> None:
+        world.node(host).kill()
+        try:
+            for vm in vms:
+                come_back(actor, world, vm, new)
+        finally:
+            world.node(host).start()
+            world.kvm.start_on(host)
+
+    return f"{host} with {len(vms)} VMs, to {new}", work
+
+
+@step(3)
+def damage(plan: Plan) -> tuple[str, Work]:
+    """Somebody tampers with an image in a cache that nobody reads just now.
+
+    What keeps its time and size is noticed by who receives it from the replica, and by a scrub; on
+    a host nobody could notice it before a scrub.
+    """
+    world = plan.world
+    host = plan.rng.choice([*HYPERVISORS, REPLICA])
+    plan.take(("host", host))
+    image = plan.image(lambda image: True)
+    ways = ["cut short", "other content", "gone", "sidecar gone", "sidecar odd"]
+    how = plan.rng.choice([*ways, "rotten"] if host == REPLICA else ways)
+
+    def work(actor: Actor) -> None:
+        node = world.node(host)
+        if node.exists(entry_of(image.image)) and node.exists(companion(image.image, "sidecar")):
+            tamper(world, host, image, how)
+            world.tampered.add(os.path.basename(image.image.source))
+
+    return f"{host}, image {image.image.id}: {how}", work
+
+
+@step(0.5)
+def verify(plan: Plan) -> tuple[str, Work]:
+    """onestor cache verify, which asks every machine."""
+    share_all(plan)
+
+    def work(actor: Actor) -> None:
+        plan.world.onestor("cache", "verify")
+
+    return "", work
+
+
+@step(0.5)
+def prune(plan: Plan) -> tuple[str, Work]:
+    """onestor cache prune, which asks every machine."""
+    share_all(plan)
+
+    def work(actor: Actor) -> None:
+        plan.world.onestor("cache", "prune")
+
+    return "", work
+
+
+@step(0.7)
+def warm(plan: Plan) -> tuple[str, Work]:
+    """onestor cache warm."""
+    image = plan.image(lambda image: not image.image.persistent)
+    host = plan.host()
+    share_replica(plan)
+
+    def work(actor: Actor) -> None:
+        plan.world.onestor("cache", "warm", str(image.image.id), "--hosts", host)
+
+    return f"image {image.image.id} on {host}", work
+
+
+@step(3)
+def monitor(plan: Plan) -> tuple[str, Work]:
+    """The host's probe tells of every VM there, with its disks and snapshots, and of no other."""
+    host = plan.host()
+    vms = plan.model.on(host)
+    if not vms:
+        raise NotNow
+    plan.take(*(vm.key for vm in vms))
+
+    def work(actor: Actor) -> None:
+        told = {vm.vm_id: vm for vm in probe.probe_monitor_ds(plan.world.node(host))}
+        for vm in vms:
+            if vm.vm.id not in told:
+                raise Violation(f"monitor_ds on {host} does not know {vm}")
+            entries = told[vm.vm.id].entries
+            disks = {int(each.fields["ID"]) for each in entries if each.name == "DISK_SIZE"}
+            snapshots = {
+                (int(each.fields["DISK_ID"]), int(each.fields["ID"]))
+                for each in entries
+                if each.name == "SNAPSHOT_SIZE"
+            }
+            expected = {(disk.number, number) for disk in vm.disks for number in disk.snapshots}
+            lost = {(disk.number, number) for disk in vm.disks for number in disk.lost}
+            if not disks >= {disk.number for disk in vm.disks} or snapshots - lost != expected:
+                raise Violation(f"monitor_ds on {host} tells of {vm}: {disks}, {snapshots}")
+
+    return f"{host} with {len(vms)} VMs", work
+
+
+def share_all(plan: Plan) -> None:
+    for host in (*HYPERVISORS, REPLICA):
+        plan.share(("host", host))
+
+
+def tamper(world: World, host: str, image: ImageModel, how: str) -> None:
+    """Change what a cache has of an image; the file of VMs that share it stays as it is."""
+    node, path = world.node(host), entry_of(image.image)
+    entry, sidecar = node.path(path), node.path(companion(image.image, "sidecar"))
+    if how == "gone":
+        entry.unlink()
+    elif how == "sidecar gone":
+        sidecar.unlink()
+    elif how == "sidecar odd":
+        sidecar.write_text("nonsense")
+    elif how == "rotten":
+        facts = entry.stat()
+        if facts.st_nlink > 1:
+            return  # recovery copies share it
+        with entry.open("r+b") as file:
+            file.write(b"odd")
+        os.utime(entry, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    else:
+        new = f"{path}.tampered"
+        node.run(["cp", "--sparse=always", "--preserve=mode,ownership", path, new])
+        node.run(["chmod", "u+w", new])
+        with node.path(new).open("r+b") as file:
+            if how == "cut short":
+                file.truncate(entry.stat().st_size // 2)
+            else:
+                file.write(b"odd")
+        node.path(new).rename(entry)
