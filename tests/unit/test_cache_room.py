@@ -237,6 +237,18 @@ class TestNeverEvicted:
         cache.reserve("new", 2, max_mb=2, min_age=100.0)
         assert cache.here == []
 
+    def test_B3_what_was_used_before_the_clock_was_set_back_goes_first(self, cache: Cache) -> None:
+        cache.fill("fresh", 2, idle=1)
+        cache.fill("stale", 2, idle=-86400)
+        cache.reserve("new", 2, max_mb=4)
+        assert cache.here == ["fresh"]
+
+    def test_a_clock_that_is_set_right_by_a_second_changes_nothing(self, cache: Cache) -> None:
+        cache.fill("a", 2, idle=-1)
+        with pytest.raises(CacheFailed):
+            cache.reserve("new", 2, max_mb=2, min_age=100.0)
+        assert cache.here == ["a"]
+
     @pytest.mark.parametrize("mode", [0o660, 0o444])
     def test_what_is_not_ours(self, cache: Cache, mode: int) -> None:
         origin = cache.path("origin")
@@ -509,6 +521,14 @@ class TestSweep:
         cache.fill("young", 1, idle=900)
         assert room.orphan_candidates(cache.root / "1", 1000.0) == ["old"]
         assert room.orphan_candidates(cache.root / "missing", 1000.0) == []
+
+    def test_B15_nothing_waits_longer_when_the_clock_was_set_back(self, cache: Cache) -> None:
+        part = self.part(cache, "part", -86400)
+        cache.fill("orphan", 1, idle=-86400)
+        cache.fill("young", 1, idle=-900)
+        assert room.orphan_candidates(cache.root / "1", 1000.0) == ["orphan"]
+        cache.reserve("new", 1)
+        assert not part.exists()
 
     def test_B15_an_orphan_in_use_stays(self, cache: Cache) -> None:
         entry = cache.fill("a", 1)

@@ -97,9 +97,11 @@ def used(root: Path) -> int:
 
 def orphan_candidates(directory: Path, age: float) -> list[str]:
     """Names of entries in ``directory`` that were not used for ``age`` seconds."""
-    names = sorted(entries.names_in(directory))
-    old = time.time() - age
-    return [name for name in names if entries.last_used(Entry(directory / name).sidecar) < old]
+    return [
+        name
+        for name in sorted(entries.names_in(directory))
+        if _idle(entries.last_used(Entry(directory / name).sidecar)) > age
+    ]
 
 
 def drop_idle(path: Path, reason: str, say: Say) -> None:
@@ -162,7 +164,7 @@ def _sweep(stored: list[Stored], own: Entry | None, limits: Limits, say: Say) ->
                     each.entry.drop()
                     continue
         journal = each.entry.journal if each.entry.journal.exists() else each.entry.sidecar
-        idle = time.time() - entries.last_used(journal)
+        idle = _idle(entries.last_used(journal))
         is_own = own is not None and own.path == each.entry.path
         if is_own or not each.part_bytes or each.reserved or idle < limits.orphan_age:
             kept.append(each)
@@ -250,13 +252,26 @@ def _counted(directory: str) -> int:
 
 
 def _by_use(stored: list[Stored]) -> list[Stored]:
-    """What to evict first: parts without an entry, then what was not used for longest."""
-    return sorted(stored, key=lambda each: (each.bytes > 0, each.used))
+    """What to evict first: parts without an entry, then what was not used for longest.
+
+    What was used "in the future" was used before the clock was set back: whatever has been used
+    since then is younger.
+    """
+    now = time.time()
+    return sorted(stored, key=lambda each: (each.bytes > 0, each.used <= now, each.used))
+
+
+def _idle(used: float) -> float:
+    """For how many seconds something was not used, also after the clock was set back.
+
+    A stamp of tomorrow would keep things for a day longer; one of the next second, when a clock is
+    set right, still protects what has just come.
+    """
+    return abs(time.time() - used)
 
 
 def _can_go(each: Stored, limits: Limits) -> bool:
-    # After the clock was set back, what was used "in the future" is no younger than anything else.
-    is_old = abs(time.time() - each.used) >= limits.min_age
+    is_old = _idle(each.used) >= limits.min_age
     return _freed(each) > 0 and not each.reserved and (is_old or not each.bytes)
 
 
