@@ -6,11 +6,13 @@ same class (:func:`to_json`, :func:`from_json`), so callers decide by type, neve
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import Any
 
 MAX_LINE = 1000  # characters; oned stores the line in the VM's or image's template
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 def one_line(text: str) -> str:
@@ -146,7 +148,7 @@ def from_os_error(step: str, error: OSError, *, path: str = "") -> OnestorError:
     cause = error.strerror or str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return Missing(step, cause, path=place)
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return NoSpace(step, cause, path=place)
     if isinstance(error, PermissionError):
         return NotAllowed(step, cause, path=place)
@@ -173,6 +175,3 @@ def from_json(facts: dict[str, Any], *, host: str = "") -> OnestorError:
         host=str(facts.get("host") or host),
         path=str(facts.get("path", "")),
     )
-
-
-_NO_SPACE = {28, 122}  # ENOSPC, EDQUOT

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onestor_lib.agent import counters
-from onestor_lib.agent.errors import LockTimeout
+from onestor_lib.agent.errors import NO_SPACE, LockTimeout
 
 _PAUSE = 0.05  # seconds between two tries
 _TICK = 1.0  # seconds between two signs of progress of work that cannot give them itself
@@ -72,10 +72,17 @@ class Held:
 
     def _sign(self) -> None:
         who = f"{os.uname().nodename} pid {os.getpid()}"
-        note = f"{who}, {self._purpose} since {int(time.time())}\n"
+        note = f"{who}, {self._purpose} since {int(time.time())}\n".encode()
         os.ftruncate(self._fd, 0)
-        with contextlib.suppress(OSError):  # whoever makes room on a full disk needs locks, too
-            os.pwrite(self._fd, note.encode("utf-8"), 0)
+        written = 0
+        try:
+            written = os.pwrite(self._fd, note, 0)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+        if written < len(note):
+            # Whoever makes room on a full disk needs locks, too. Half a note may tell a wrong time.
+            os.ftruncate(self._fd, 0)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -52,6 +53,39 @@ def test_the_note_is_replaced_whole(tmp_path: Path) -> None:
     for purpose in ("a long purpose " * 5, "x"):
         with locks.exclusive(lock, purpose=purpose, timeout=0.1):
             assert re.fullmatch(rf".* pid \d+, {purpose} since \d+\n", lock.read_text())
+
+
+@pytest.mark.parametrize("room", [0, 20, len(f"{socket.gethostname()} pid 1, fill since 17")])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_C8_on_a_full_disk_a_lock_is_taken_without_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, number: int
+) -> None:
+    """Nothing of it, for a time that was cut would be read as another one."""
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        if not room:
+            raise OSError(number, os.strerror(number))
+        return real(fd, data[:room], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    lock = tmp_path / "lock"
+    with locks.exclusive(lock, purpose="fill", timeout=0.1):
+        assert lock.read_bytes() == b""
+        assert locks.holder(lock) == "an unknown process"
+
+
+def test_C8_a_lock_whose_disk_fails_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    lock = tmp_path / "lock"
+    with pytest.raises(OSError, match="Input/output error"):
+        take(lock)
+    assert not locks.is_held(lock)
 
 
 def test_J12_a_planted_link_is_not_followed(tmp_path: Path) -> None:
