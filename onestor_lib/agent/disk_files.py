@@ -39,7 +39,7 @@ def held(
             disk.finish_replacing()
             yield disk
     except OSError as error:
-        raise from_os_error(step, error, path="" if error.filename else path) from error
+        raise from_os_error(step, error, where=path) from error
 
 
 class DiskFiles:

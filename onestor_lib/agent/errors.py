@@ -9,10 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 MAX_LINE = 1000  # characters; oned stores the line in the VM's or image's template
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+# What a file that is open already fails with; others (no memory for a process, too many files, a
+# broken pipe) have nothing to do with the file we are at work on.
+_OF_A_DESCRIPTOR = NO_SPACE | {
+    errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ESTALE,
+}  # fmt: skip
 
 
 def one_line(text: str) -> str:
@@ -140,11 +146,17 @@ _CLASSES = {
 }  # fmt: skip
 
 
-def from_os_error(step: str, error: OSError, *, path: str = "") -> OnestorError:
-    """Translate an ``OSError`` met in ``step``; the kernel's own words are the cause."""
-    place = path or os.fsdecode(error.filename or "")
-    if error.filename2 and not place.startswith("/"):  # what a symbolic link was to contain
-        place = os.fsdecode(error.filename2)
+def from_os_error(
+    step: str, error: OSError, *, path: str | Path = "", where: str | Path = ""
+) -> OnestorError:
+    """Translate an ``OSError`` met in ``step``; the kernel's own words are the cause.
+
+    It is about ``path``, or else about the file it names itself; ``where`` is what we were at work
+    on, for an error that write(2), fsync(2) and the like give without a name.
+    """
+    place = os.fspath(path) or _place(error)
+    if not place and error.errno in _OF_A_DESCRIPTOR:
+        place = os.fspath(where)
     cause = error.strerror or str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         return Missing(step, cause, path=place)
@@ -153,6 +165,17 @@ def from_os_error(step: str, error: OSError, *, path: str = "") -> OnestorError:
     if isinstance(error, PermissionError):
         return NotAllowed(step, cause, path=place)
     return OnestorError(step, cause, path=place)
+
+
+def _place(error: OSError) -> str:
+    """The file that an error names; "" when it names none."""
+    # A call that was given a descriptor names its number.
+    first, second = (
+        "" if name is None or isinstance(name, int) else os.fsdecode(name)
+        for name in (error.filename, error.filename2)
+    )
+    # Of a symbolic link the first name is what it was to contain.
+    return second if second and not first.startswith("/") else first
 
 
 def to_json(error: OnestorError) -> dict[str, str]:

@@ -127,10 +127,8 @@ class Server:
         except errors.OnestorError as error:
             return {"error": errors.to_json(error)}
         except OSError as error:
-            # One of write(2) or fsync(2) names no file: what we are at work on says where.
-            work = args.get("path") or args.get("temporary") or ""
-            path = "" if error.filename else str(work)
-            return {"error": errors.to_json(errors.from_os_error(name, error, path=path))}
+            work = str(args.get("path") or args.get("temporary") or "")
+            return {"error": errors.to_json(errors.from_os_error(name, error, where=work))}
         except Exception as error:  # noqa: BLE001 - the boundary: reported, never a traceback for oned
             import traceback
 

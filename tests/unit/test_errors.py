@@ -90,5 +90,17 @@ def test_H28_operating_system_errors_keep_their_cause(
     assert str(error) == "copy /file: words of the kernel"
 
 
+def test_K5_where_is_for_errors_of_a_descriptor_alone() -> None:
+    def place(number: int, *name: object, path: str = "") -> str:
+        error = OSError(number, "words of the kernel", *name)
+        return errors.from_os_error("copy", error, path=path, where="/at/work").path
+
+    assert place(errno.EIO) == place(errno.ENOSPC) == place(errno.EROFS) == "/at/work"
+    assert place(errno.ENOMEM) == place(errno.EMFILE) == place(errno.EPIPE) == ""
+    assert place(errno.EIO, "/file") == "/file"
+    assert place(errno.EIO, 7) == "/at/work", "the number of a descriptor is no name"
+    assert place(errno.EIO, "/file", path="/known") == "/known"
+
+
 def test_termination_passes_handlers_for_failures() -> None:
     assert not issubclass(errors.Terminated, Exception)

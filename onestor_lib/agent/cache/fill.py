@@ -205,7 +205,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = from_os_error("use the cache", error, path="" if error.filename else str(path))
+        found = from_os_error("use the cache", error, where=path)
         if isinstance(found, NoSpace):
             raise found from error
         raise CacheFailed(found.step, found.cause, path=found.path) from error

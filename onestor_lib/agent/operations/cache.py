@@ -168,7 +168,7 @@ def _send(
             except OnestorError as error:
                 frames.write_error(pipe, error, stall)
             except OSError as error:
-                frames.write_error(pipe, from_os_error("send", error), stall)
+                frames.write_error(pipe, from_os_error("send", error, where=path), stall)
     finally:
         os.close(fd)
     return {"sent": sender.sent}

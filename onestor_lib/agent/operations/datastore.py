@@ -123,8 +123,7 @@ def create(
         with contextlib.suppress(OnestorError, OSError):  # it can be made later
             origin.Origin(final).keep(kept_manifest)
     except OSError as error:
-        place = "" if error.filename else base  # writing by descriptor tells no name
-        raise from_os_error(step, error, path=place) from error
+        raise from_os_error(step, error, where=base) from error
     return {"format": image_format, "size": size}
 
 

@@ -271,7 +271,7 @@ def receive(
             on_progress=call.progress,
         )
     except OSError as error:
-        raise from_os_error(_STEP, error, path="" if error.filename else path) from error
+        raise from_os_error(_STEP, error, where=path) from error
 
 
 def _send(

@@ -48,4 +48,4 @@ def make(
             call.ask("wanted")
             final.publish(mode=0o660)
     except OSError as error:
-        raise from_os_error(_STEP, error, path="" if error.filename else base) from error
+        raise from_os_error(_STEP, error, where=base) from error

@@ -36,7 +36,7 @@ def delete(
             publish.sync_dir(found.directory)
         found.remove_if_empty()
     except OSError as error:
-        raise from_os_error(step, error) from error
+        raise from_os_error(step, error, where=path) from error
 
 
 def revert(
@@ -55,7 +55,7 @@ def revert(
             found.copy(source, temporary.path, timeout)
             found.replace_image(temporary)
     except OSError as error:
-        raise from_os_error(step, error) from error
+        raise from_os_error(step, error, where=path) from error
 
 
 def flatten(
@@ -79,7 +79,7 @@ def flatten(
         publish.take_away(found.directory)
         publish.sync_dir(found.image.parent)
     except OSError as error:
-        raise from_os_error(step, error) from error
+        raise from_os_error(step, error, where=path) from error
 
 
 class _Snapshots:

@@ -93,7 +93,7 @@ def copy(
             )  # fmt: skip
         facts = temporary.path.stat()
     except OSError as error:
-        raise from_os_error(_STEP, error, path="" if error.filename else path) from error
+        raise from_os_error(_STEP, error, where=path) from error
     found: dict[str, Any] = {
         "path": str(temporary.path),
         "size": facts.st_size,
@@ -194,7 +194,7 @@ def fetch(
             crashpoints.reach("recovery.renamed")
             _drop(directory, disk, but=new.point)
     except OSError as error:
-        raise from_os_error("fetch the copy", error, path="" if error.filename else root) from error
+        raise from_os_error("fetch the copy", error, where=root) from error
     return {"received": received + more}
 
 

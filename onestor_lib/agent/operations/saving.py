@@ -84,7 +84,7 @@ def prepare(
                 if os.path.realpath(each) != inside:
                     found[each.name] = maker.of(each)
     except OSError as error:
-        raise from_os_error(_STEP, error, path="" if error.filename else path) from error
+        raise from_os_error(_STEP, error, where=path) from error
     return {
         "there": True,
         "image": _facts(image),
@@ -162,7 +162,7 @@ def replace(
             if kept.version == version:
                 kept.keep(manifest)
     except OSError as error:
-        raise from_os_error(_STEP, error, path="" if error.filename else path) from error
+        raise from_os_error(_STEP, error, where=path) from error
 
 
 def returned_by(call: Call, *, path: str, base: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def read(
             except (BrokenPipeError, TimeoutError):
                 raise
             except OSError as error:
-                frames.write_error(pipe, from_os_error(step, error), stall)
+                frames.write_error(pipe, from_os_error(step, error, where=source.name), stall)
     finally:
         source.close()
     return {}
