@@ -168,14 +168,22 @@ def from_os_error(
 
 
 def _place(error: OSError) -> str:
-    """The file that an error names; "" when it names none."""
+    """The file that an error names; "" when it names none.
+
+    Of the two in an error of link(2), symlink(2) or rename(2) the second one is the new name, which
+    could not be made. The first one exists, or is no file at all but what a symbolic link was to
+    contain. Only when link or rename find no such file, though there is the directory to put it in,
+    it is the first one that is missing.
+    """
     # A call that was given a descriptor names its number.
     first, second = (
         "" if name is None or isinstance(name, int) else os.fsdecode(name)
         for name in (error.filename, error.filename2)
     )
-    # Of a symbolic link the first name is what it was to contain.
-    return second if second and not first.startswith("/") else first
+    if not second:
+        return first
+    is_first = error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(second) or ".")
+    return first if is_first else second
 
 
 def to_json(error: OnestorError) -> dict[str, str]:

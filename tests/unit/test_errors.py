@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import unicodedata
+from pathlib import Path
+from typing import Callable
 
 import pytest
 from hypothesis import example, given
@@ -100,6 +103,53 @@ def test_K5_where_is_for_errors_of_a_descriptor_alone() -> None:
     assert place(errno.EIO, "/file") == "/file"
     assert place(errno.EIO, 7) == "/at/work", "the number of a descriptor is no name"
     assert place(errno.EIO, "/file", path="/known") == "/known"
+
+
+def place_of(work: Callable[[], object]) -> str:
+    """The file that the error of a system call is about."""
+    with pytest.raises(OSError) as failed:
+        work()
+    return errors.from_os_error("place", failed.value).path
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link, os.rename])
+def test_K5_of_two_names_it_is_the_one_that_cannot_be_made(
+    tmp_path: Path, make: Callable[[str, str], None]
+) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.touch()
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    nowhere = gone / "new"
+    assert place_of(lambda: make(str(there), str(taken))) == str(taken)
+    assert place_of(lambda: make(str(there), str(nowhere))) == str(nowhere)
+    assert place_of(lambda: make(str(gone), str(nowhere))) == str(nowhere)
+
+
+@pytest.mark.parametrize("make", [os.link, os.rename])
+def test_K5_of_two_names_the_first_may_be_missing(
+    tmp_path: Path, make: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    assert place_of(lambda: make(str(gone), str(tmp_path / "new"))) == str(gone)
+    monkeypatch.chdir(tmp_path)
+    assert place_of(lambda: make("gone", "new")) == "gone"
+
+
+@pytest.mark.parametrize("target", ["../base", "/datastores/1/gone"])
+def test_K5_what_a_symbolic_link_was_to_contain_is_no_file(tmp_path: Path, target: str) -> None:
+    link = tmp_path / "gone/disk.0"
+    assert place_of(lambda: link.symlink_to(target)) == str(link)
+    link.parent.mkdir()
+    link.touch()
+    assert place_of(lambda: link.symlink_to(target)) == str(link)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("first", ["../base", "/datastores/1/0a1b", "/vm/.disk.0.tmp"])
+def test_C8_a_disk_that_fails_has_the_new_name(number: int, first: str) -> None:
+    error = OSError(number, "words of the kernel", first, None, "/vm/disk.0")
+    assert errors.from_os_error("place", error).path == "/vm/disk.0"
 
 
 def test_termination_passes_handlers_for_failures() -> None:
