@@ -21,7 +21,7 @@ from tests.oned import objects
 from tests.oned.mads import Transfer, TransferMad
 from tests.oned.objects import Datastore, Image, Vm
 from tests.oned.reply import Reply
-from tests.sampling import EVERYWHERE
+from tests.sampling import one_of
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed, running_testbed
 
 SOURCES = "/var/tmp"
@@ -35,12 +35,11 @@ MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
 def points(action: str, elsewhere: str) -> list[str]:
     """Where to kill an action that passes much of what another one, killed everywhere, does.
 
-    At each point that is its own, and at every fifth of the others; with FAULTS_EVERYWHERE in the
-    environment at all of them, which takes some minutes more.
+    At each point that is its own, and at one of five of the others.
     """
-    shared = set() if EVERYWHERE else set(crashpoints.names(elsewhere))
-    names = crashpoints.names(action)
-    return [name for number, name in enumerate(names) if name not in shared or number % 5 == 0]
+    names, others = crashpoints.names(action), set(crashpoints.names(elsewhere))
+    shared = [name for name in names if name in others]
+    return [*(name for name in names if name not in others), *one_of(5, shared)]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from tests.drivers.conftest import (
 )
 from tests.oned import objects
 from tests.oned.objects import Image, Vm
-from tests.sampling import EVERYWHERE
+from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.crash]
@@ -67,7 +67,7 @@ ON_THE_WAY = [
     point
     for point in crashpoints.names("tm.clone thin")
     if point.startswith(("room.", "fill.", "send.", "receive."))
-][:: 1 if EVERYWHERE else 2]
+]
 
 
 def assert_repeat_cleans_up(bed: Testbed, vm: Vm) -> None:
@@ -101,7 +101,7 @@ def test_A3_A6_B13_clone_after_a_crash(bed: Testbed, point: str) -> None:
 
 
 # tests/tool kills it at all of them, on one machine.
-THIN = crashpoints.names("tm.clone thin")[:: 1 if EVERYWHERE else 2]
+THIN = one_of(2, crashpoints.names("tm.clone thin"))
 
 
 @pytest.mark.parametrize("point", THIN)
@@ -119,7 +119,7 @@ def test_A3_A6_C10_thin_clone_after_a_crash(bed: Testbed, point: str) -> None:
     assert same_content(bed, host, disk, "qcow2", QCOW2)
 
 
-@pytest.mark.parametrize("point", ON_THE_WAY)
+@pytest.mark.parametrize("point", one_of(2, ON_THE_WAY))
 def test_A3_A6_clone_by_way_of_the_replica_after_a_crash(bed: Testbed, point: str) -> None:
     bed.system.template["REPLICA_HOST"] = "host03"
     bed.cloud.save(bed.system)
@@ -147,12 +147,12 @@ def test_A3_A6_clone_by_way_of_the_replica_after_a_crash(bed: Testbed, point: st
 # What comes before is the same for every disk.
 IN_PLACE = [
     point
-    for point in points("tm.clone", "tm.clone thin")
+    for point in crashpoints.names("tm.clone")
     if point.startswith(("place.", "publish.", "frontend."))
 ]
 
 
-@pytest.mark.parametrize("point", IN_PLACE)
+@pytest.mark.parametrize("point", one_of(6, IN_PLACE))
 def test_C3_A6_clone_with_all_steps_after_a_crash(bed: Testbed, point: str) -> None:
     """qcow2, grown, SPARSE=NO, and an unknown file in the disk's place."""
     image = bed.image(QCOW2)
