@@ -137,6 +137,29 @@ class Testbed:
         source = self.frontend.read(f"/src/remotes/etc/{file}").decode()
         self.frontend.write(f"{REMOTES}/etc/{file}", source + text)
 
+    @contextlib.contextmanager
+    def changed_source(self, file: str, *changes: tuple[str, str]) -> Iterator[None]:
+        """What is installed of ``file`` of onestor_lib is changed for the block.
+
+        Of each of the changes, the first text becomes the second one. On the front-end at once;
+        hosts get it with their next agent.
+        """
+        path = f"{REMOTES}/onestor_lib/{file}"
+        before, facts = self.frontend.read(path).decode(), self.frontend.path(path).stat()
+        after = before
+        for old, new in changes:
+            if before.count(old) != 1:
+                raise LookupError(f"{file} has changed: where is {old!r}?")
+            after = after.replace(old, new)
+        self.frontend.write(path, after)
+        try:
+            yield
+        finally:
+            self.frontend.write(path, before)
+            # With its old time it fits again to what was made of it at the installation.
+            times = (facts.st_atime_ns, facts.st_mtime_ns)
+            os.utime(self.frontend.path(path), ns=times)
+
     def clean(self) -> None:
         """Remove all VMs and images and what tests have changed, whatever state they are in."""
         self.environment()

@@ -7,9 +7,8 @@ until the machine is lost, and goes on then.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -32,27 +31,16 @@ from tests.oned.mads import TransferMad
 from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.sampling import sample
-from tests.testbed import DATASTORES, REMOTES, Testbed
+from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 
 
-@contextlib.contextmanager
-def stopping(bed: Testbed) -> Iterator[None]:
+def stopping(bed: Testbed) -> contextlib.AbstractContextManager[None]:
     """The first process of each machine that reaches the chosen point stops there."""
-    path = f"{REMOTES}/onestor_lib/agent/crashpoints.py"
-    file = bed.frontend.path(path)
-    before, facts = bed.frontend.read(path).decode(), file.stat()
     is_first = "NOTE.stat().st_size == len(name) + 1"
-    text = before.replace("signal.SIGKILL)", f"signal.SIGSTOP if {is_first} else signal.SIGCONT)")
-    assert text != before
-    bed.frontend.write(path, text)
-    try:
-        yield
-    finally:
-        bed.frontend.write(path, before)
-        # With its old time it fits again to what was made of it at the installation.
-        os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    stop = f"signal.SIGSTOP if {is_first} else signal.SIGCONT)"
+    return bed.changed_source("agent/crashpoints.py", ("signal.SIGKILL)", stop))
 
 
 def cut(node: Node) -> None:
