@@ -19,12 +19,13 @@ import pytest
 
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent.operations import OPERATIONS
 from onestor_lib.frontend import openssh
 from tests.sampling import EVERYWHERE, sample
 from tests.tool.conftest import MB, TOO_LONG, Agents
 from tests.tool.placing import RECEIVER, limits, place_image
 from tests.tool.test_disk_snapshots import Disk
-from tests.tool.writing import WRITINGS, Writing
+from tests.tool.writing import NOT_HERE, WRITINGS, Writing
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("payload")]
 
@@ -68,6 +69,12 @@ def tiny(tmp_path: Path) -> Iterator[Tiny]:
         yield Tiny(point)
     finally:
         subprocess.run(["umount", str(point)], check=True)
+
+
+def test_each_operation_is_tried_or_has_a_reason() -> None:
+    tried = {name for kind in WRITINGS for name in kind.operations}
+    assert tried | set(NOT_HERE) == set(OPERATIONS)
+    assert not tried & set(NOT_HERE)
 
 
 def failure_of(writing: Writing, agent: AgentClient) -> OnestorError | None:
@@ -114,7 +121,7 @@ def least(passes: Callable[[int], bool], most: int) -> int:
     return high
 
 
-@pytest.mark.parametrize("kind", WRITINGS)
+@pytest.mark.parametrize("kind", sample(WRITINGS, 12))
 def test_C1_C8_no_room_at_any_write(kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
     """Halving the room ends at the last writes; these, and some before, are tried."""
     trial = Trial(kind, tiny, agents)

@@ -11,18 +11,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import publish, recovery
+from onestor_lib.agent import publish, recovery, vm_directory
 from onestor_lib.agent.client import AgentClient
 from tests.tool.conftest import Agents, draw, listing, qcow2, qemu_img
 from tests.tool.importing import Importing
 from tests.tool.placing import BULK, RECEIVER, place_image, send
-from tests.tool.test_disk_snapshots import Disk
+from tests.tool.test_disk_snapshots import SIZE, Disk
+from tests.tool.test_image_snapshots import Image
 
 HOW: dict[str, Any] = {"stall": 10.0, "bytes_per_second": 0, "check_space": False, "bulk": BULK}
 
 
 class Writing:
-    """One operation: what is there before is made by the constructor."""
+    """One operation, with those it brings about: what is there before the constructor makes."""
+
+    operations: tuple[str, ...]
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         """``agents`` starts further ones, ``receiver`` is the command line of one."""
@@ -85,6 +88,8 @@ def no_question(question: dict[str, Any]) -> dict[str, Any]:
 class Copied(Writing):
     """A clone of a raw image by way of the host's cache."""
 
+    operations: tuple[str, ...] = ("disk.place", "transfer.receive")
+
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
         self.placing = place_image(root).cached()
@@ -124,6 +129,8 @@ class Overlaid(Copied):
 class Persistent(Writing):
     """A persistent image with snapshots becomes a disk."""
 
+    operations = ("disk.place",)
+
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
         self.placing = place_image(root).with_snapshots()
@@ -144,6 +151,8 @@ class Persistent(Writing):
 
 class Imported(Writing):
     """A file becomes an image, converted on the way."""
+
+    operations = ("image.create", "intake.pour")
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
@@ -166,6 +175,7 @@ class Imported(Writing):
 class Snapshot(Writing):
     """A snapshot of a thin disk."""
 
+    operations = ("disk.snapshot",)
     layout = "thin"
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
@@ -197,6 +207,8 @@ class SnapshotOfRaw(Snapshot):
 class Reverted(Snapshot):
     """A thin disk as it was."""
 
+    operations = ("disk.revert",)
+
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
         self.disk.create(9)
@@ -221,6 +233,8 @@ class RevertedRaw(Reverted):
 
 class Saved(Writing):
     """A disk with a snapshot replaces its image: the datastore's part of mvds."""
+
+    operations = ("image.replace",)
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
@@ -255,6 +269,8 @@ class Saved(Writing):
 class Flattened(Writing):
     """A thin disk as one file in a temporary: the host's part of cpds."""
 
+    operations = ("disk.save",)
+
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
         self.disk = Disk(root, "thin")
@@ -281,6 +297,7 @@ class Flattened(Writing):
 class Moved(Writing):
     """A VM's directory comes from another machine."""
 
+    operations = ("directory.move", "directory.receive")
     NAMES = ("disk.0", "disk.0.snap/9", "checkpoint")
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
@@ -309,6 +326,8 @@ class Moved(Writing):
 
 class Fetched(Writing):
     """A recovery copy, which replaces an older one."""
+
+    operations = ("recovery.fetch",)
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
@@ -351,7 +370,244 @@ class Fetched(Writing):
         assert newest and newest.file.read_bytes() == self.contents[newest.point > 1]
 
 
+class ImageReverted(Writing):
+    """An image as one of its snapshots."""
+
+    operations = ("snapshot.revert",)
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.image = draw(root / "datastore/0a1b", "OLD")
+        self.snapshot = draw(root / "datastore/0a1b.snap/9", "-S-A")
+        self.old, self.new = self.image.read_bytes(), self.snapshot.read_bytes()
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "snapshot.revert", path=str(self.image), base=str(self.image.parent), snapshot=9,
+            image_format="raw", timeout=60.0,
+        )  # fmt: skip
+
+    def before(self) -> dict[Path, bytes]:
+        return {self.image: self.old, self.snapshot: self.new}
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.image: self.new, self.snapshot: self.new}
+
+
+class ImageFlattened(Writing):
+    """An image with a chain of snapshots as one of them."""
+
+    operations = ("snapshot.flatten",)
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.image = Image(root, "qcow2").with_chain()
+        self.old = self.read(self.image.file)
+        self.new = self.read(self.image.directory / "10")
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "snapshot.flatten", path=str(self.image.file), base=str(self.image.datastore),
+            snapshot=10, image_format="qcow2", timeout=60.0,
+        )  # fmt: skip
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, "qcow2")
+
+    def before(self) -> dict[Path, bytes]:
+        return {self.image.file: self.old}
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.image.file: self.new}
+
+
+class MadeImage(Writing):
+    """An empty image."""
+
+    operations = ("image.make",)
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "image.make", on_ask=no_question, base=str(self.root / "datastore"), name="0a1b",
+            size=2, image_format="qcow2", filesystem="", options=[], sparse=True,
+            check_space=False, timeout=60.0, require_mount=False,
+        )  # fmt: skip
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, "qcow2")
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.root / "datastore/0a1b": bytes(2 << 20)}
+
+
+RECORD = {"action": "mkimage", "vm": 7, "sequence": "0"}
+
+
+class MadeDisk(Writing):
+    """An empty disk."""
+
+    operations = ("disk.make",)
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk = root / "datastores/102/7/disk.1"
+        self.disk.parents[1].mkdir(parents=True)
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "disk.make", on_ask=no_question, path=str(self.disk), size=2 << 20,
+            image_format="qcow2", filesystem="", options=[], qcow2_options=[], sparse=True,
+            check_space=False, timeout=60.0, record=RECORD, retry=False, lock_timeout=10,
+        )  # fmt: skip
+
+    def read(self, path: Path) -> bytes:
+        return guest_content(path, "qcow2")
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.disk: bytes(2 << 20)}
+
+
+class Received(Writing):
+    """What the front-end has made becomes a disk: a context."""
+
+    operations = ("disk.receive", "transfer.receive")
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk = root / "datastores/102/7/disk.1"
+        self.disk.parents[1].mkdir(parents=True)
+        self.source = draw(root / "context", "CD")
+
+    def run(self, agent: AgentClient) -> None:
+        def answer(question: dict[str, Any]) -> dict[str, Any]:
+            if question["ask"] != "content":
+                return {}
+            return send(self.source, Path(question["temporary"]), self.receiver)
+
+        agent.call(
+            "disk.receive", on_ask=answer, path=str(self.disk), record=RECORD, lock_timeout=10,
+            size=self.source.stat().st_size,
+        )  # fmt: skip
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.disk: self.source.read_bytes()}
+
+
+class MadeComplete(Flattened):
+    """A thin disk becomes one file."""
+
+    operations = ("disk.flatten",)
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "disk.flatten", on_ask=no_question, path=str(self.disk.path), image_format="qcow2",
+            check_space=False, timeout=60, lock_timeout=10, bulk=BULK,
+        )  # fmt: skip
+
+
+class MadeThin(Overlaid):
+    """A complete disk lies on its image in the cache again, which has it."""
+
+    operations = ("disk.thin",)
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk = str(self.placing.disk)
+        self.how = {"check_space": False, "timeout": 60, "lock_timeout": 10, "bulk": BULK}
+        with agents.start() as agent:
+            self.placing.run(agent)
+            agent.call(
+                "disk.flatten", on_ask=no_question, path=self.disk, image_format="qcow2", **self.how
+            )
+
+    def run(self, agent: AgentClient) -> None:
+        image = self.placing.arguments()["image"]
+        agent.call(
+            "disk.thin", on_ask=self.placing.answer, path=self.disk, image=image,
+            qcow2_options=[], **self.how,
+        )  # fmt: skip
+
+    def before(self) -> dict[Path, bytes]:
+        return self.finals()
+
+
+class Resized(Writing):
+    """A disk of which also the new part has its blocks."""
+
+    operations = ("disk.resize",)
+
+    def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
+        super().__init__(root, agents, receiver)
+        self.disk = Disk(root, "raw").path
+        self.old = self.disk.read_bytes()
+        self.size = SIZE + (1 << 20)
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call(
+            "disk.resize", path=str(self.disk), image_format="raw", size=self.size, sparse=False,
+            check_space=False, lock_timeout=10,
+        )  # fmt: skip
+
+    def before(self) -> dict[Path, bytes]:
+        return {self.disk: self.old}
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.disk: self.old.ljust(self.size, b"\0")}
+
+
+class Marked(Writing):
+    """A system datastore that says whose it is."""
+
+    operations = ("datastore.mark",)
+
+    def run(self, agent: AgentClient) -> None:
+        agent.call("datastore.mark", markers={str(self.root / "102"): vm_directory.DRIVER})
+
+    def finals(self) -> dict[Path, bytes]:
+        return {self.root / "102" / vm_directory.MARKER: b"onestor\n"}
+
+
 WRITINGS: list[type[Writing]] = [
     Copied, Overlaid, Persistent, Imported, Snapshot, SnapshotOfRaw, Reverted, RevertedRaw, Saved,
-    Flattened, Moved, Fetched,
+    Flattened, Moved, Fetched, ImageReverted, ImageFlattened, MadeImage, MadeDisk, Received,
+    MadeComplete, MadeThin, Resized, Marked,
 ]  # fmt: skip
+
+_READS = "writes nothing"
+_REMOVES = "removes and makes nothing; test_C1_making_room_needs_none has two of them"
+_FILLS = "fills the cache, as a clone does"
+_LIVE = "works on a domain, or on what another operation has made of one"
+# Operations that are not tried, each with the reason.
+NOT_HERE = {
+    **dict.fromkeys(
+        [
+            "host.clock", "host.reach", "disk.describe", "directory.layouts", "directory.examine",
+            "image.describe", "image.measure", "image.missing", "image.identify",
+            "image.returned", "cache.entries", "cache.read", "cache.follow", "recovery.look",
+            "recovery.read", "recovery.copies", "recovery.describe", "usage.capacity",
+            "usage.promised", "usage.disks", "source.describe", "source.peek", "source.read",
+        ],
+        _READS,
+    ),
+    **dict.fromkeys(
+        [
+            "disk.delete", "disk.forget", "disk.returned", "directory.delete", "directory.retire",
+            "directory.abandon", "image.remove", "cache.drop", "cache.trim", "cache.verify",
+            "snapshot.delete", "recovery.forget", "recovery.tidy",
+        ],
+        _REMOVES,
+    ),
+    **dict.fromkeys(["cache.have", "cache.hold"], _FILLS),
+    **dict.fromkeys(
+        ["disk.snapshot_live", "recovery.copy", "recovery.renew", "directory.prepare"], _LIVE
+    ),
+    "directory.tidy": "removes bases, and writes a record of which there is an older one",
+    "host.examine": "tries whether a file can be made, and tells when it cannot",
+    "intake.receive": "the far end of intake.pour: writes in the same way on another host",
+    "program.run": "runs what it is told",
+    "recovery.hold": "makes hard links, which go with the connection",
+    "recovery.note": "passes over failures: the next pass writes it anew",
+    "transfer.copy": "into a temporary of disk.place, whose failures are those of transfer.receive",
+    "transfer.pull": "into a temporary of disk.place, whose failures are those of transfer.receive",
+    "transfer.send": "writes on the other machine alone, where it is transfer.receive",
+}  # fmt: skip
