@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.drivers.conftest import digest, unfinished
 from tests.drivers.every_action import NOT_HERE, Step, life
 from tests.drivers.starts import PLANTED, Starts, counted_starts
 from tests.oned.reply import Reply
-from tests.sampling import EVERYWHERE
+from tests.sampling import EVERYWHERE, SEED
 from tests.testbed import DATASTORES, Testbed
 from tests.tool.conftest import ROOT
 
@@ -59,16 +60,25 @@ def assert_clean(bed: Testbed, reply: Reply, before: Files, culprit: str) -> Non
         assert digest(here, origin) == digest(bed.frontend, origin), f"{name} is incomplete"
 
 
-def take(bed: Testbed, step: Step, starts: Starts, number: int) -> tuple[Reply, str]:
+class Taken(NamedTuple):
+    """A step that was taken; ``starts`` is how many there were at the first try."""
+
+    action: str
+    culprit: str
+    starts: int
+
+
+def take(bed: Testbed, step: Step, starts: Starts, number: int) -> tuple[Reply, Taken]:
     """Do a step with its start ``number`` failing, and once more if need be.
 
-    The reply in the end, and which start has failed.
+    The reply in the end, and what there was at the first try.
     """
     before = final_files(bed)
     with starts.counting(fail=number):
         reply = step.call()
         bed.assert_at_rest()
     culprit = starts[number]
+    taken = Taken(step.action, culprit, len(starts))
     if not reply.success:
         assert culprit, f"{step.action} without a failure: {reply.error}"
         assert_clean(bed, reply, before, culprit)
@@ -77,17 +87,17 @@ def take(bed: Testbed, step: Step, starts: Starts, number: int) -> tuple[Reply, 
         bed.assert_at_rest()
     assert unfinished(bed) == []
     step.check()
-    return reply, culprit
+    return reply, taken
 
 
-def live(bed: Testbed, starts: Starts, numbers: Iterator[int]) -> list[tuple[str, str]]:
-    """One life with a failing start in each step: the actions, and what has failed in each."""
+def live(bed: Testbed, starts: Starts, numbers: Iterable[int]) -> list[Taken]:
+    """One life with a failing start in each step, the one with the next of the numbers; 0: none."""
     done = []
     steps = life(bed)
     step = next(steps)
     for number in numbers:
-        reply, culprit = take(bed, step, starts, number)
-        done.append((step.action, culprit))
+        reply, taken = take(bed, step, starts, number)
+        done.append(taken)
         try:
             step = steps.send(reply)
         except StopIteration:
@@ -102,10 +112,17 @@ def actions() -> set[str]:
 
 
 def test_some_starts_that_fail(bed: Testbed, starts: Starts) -> None:
-    """One in each step: the first, the second and so on in turn."""
-    done = live(bed, starts, itertools.cycle(range(1, 6)))
-    assert any(culprit for _, culprit in done)
-    tried = {action for action, _ in done}
+    """One in each step, of those that a life without failures has there."""
+    counted = live(bed, starts, itertools.repeat(0))
+    bed.clean()
+    numbers = [
+        1 + (SEED + place) % each.starts if each.starts else 0 for place, each in enumerate(counted)
+    ]
+    done = live(bed, starts, numbers)
+    unharmed = {each.action for each in counted if each.starts}
+    unharmed -= {each.action for each in done if each.culprit}
+    assert not unharmed, "nothing has failed"
+    tried = {each.action for each in done}
     assert tried | set(NOT_HERE) == actions(), "an action without a step, or without a reason"
     assert not tried & set(NOT_HERE)
 
@@ -113,8 +130,7 @@ def test_some_starts_that_fail(bed: Testbed, starts: Starts) -> None:
 @pytest.mark.skipif(not EVERYWHERE, reason="FAULTS_EVERYWHERE is not set")
 def test_every_start_that_fails(bed: Testbed, starts: Starts) -> None:
     for number in itertools.count(1):
-        failed = [culprit for _, culprit in live(bed, starts, itertools.repeat(number)) if culprit]
-        if not failed:
+        if not any(each.culprit for each in live(bed, starts, itertools.repeat(number))):
             break
         bed.clean()
     assert number > 3
