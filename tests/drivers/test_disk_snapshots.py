@@ -14,6 +14,7 @@ from tests.drivers.conftest import (
     configure_system,
     content,
     lock_held,
+    points,
     program_before,
     unfinished,
     warnings,
@@ -219,7 +220,7 @@ def test_F3_snap_create_after_a_crash(bed: Testbed, life: Life, point: str) -> N
     assert unfinished(bed) == []
 
 
-@pytest.mark.parametrize("point", crashpoints.names("tm.snap_revert"))
+@pytest.mark.parametrize("point", points("tm.snap_revert", "tm.clone"))
 def test_F7_snap_revert_after_a_crash(bed: Testbed, life: Life, point: str) -> None:
     vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
     host, disk, template = bed.hosts[0], bed.disk_path(vm), vm.disks[0]

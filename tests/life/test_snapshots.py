@@ -10,7 +10,7 @@ import pytest
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import wait_until
-from tests.drivers.conftest import agents, program_before, unfinished, warnings
+from tests.drivers.conftest import agents, points, program_before, unfinished, warnings
 from tests.life.conftest import SOURCES, World
 from tests.oned import transfer
 from tests.oned.objects import Vm
@@ -161,10 +161,12 @@ def test_incremental_backups_do_not_notice(world: World, vm: Vm) -> None:
     """A checkpoint is there before, one is made after, and the increment is right."""
     disk, template = world.disk(vm), vm.disks[0]
     world.backup(vm, "full")
-    points = world.kvm.virsh("host01", "checkpoint-list", vm.deploy_id, "--name").split()
-    assert points == ["full"]
+    checkpoints = world.kvm.virsh("host01", "checkpoint-list", vm.deploy_id, "--name").split()
+    assert checkpoints == ["full"]
     good(world.life.snapshot(vm, template))
-    assert world.kvm.virsh("host01", "checkpoint-list", vm.deploy_id, "--name").split() == points
+    assert (
+        world.kvm.virsh("host01", "checkpoint-list", vm.deploy_id, "--name").split() == checkpoints
+    )
     world.kvm.guest_at_work(vm, "host01")
     moment(world, vm, 0)
     world.kvm.virsh("host01", "suspend", vm.deploy_id)
@@ -254,7 +256,7 @@ def test_F14_what_apparmor_denies_is_named(world: World, vm: Vm) -> None:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("point", crashpoints.names("tm.snap_create_live"))
+@pytest.mark.parametrize("point", points("tm.snap_create_live", "tm.snap_create"))
 def test_F3_after_a_crash_there_is_no_snapshot_or_a_whole_one(
     world: World, vm: Vm, point: str
 ) -> None:

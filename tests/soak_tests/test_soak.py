@@ -39,7 +39,7 @@ def world(running: World) -> World:
 
 def test_a_short_soak(world: World) -> None:
     """Of each kind at least one step."""
-    report = Soak(world, 1, even=True).run(80)
+    report = Soak(world, 1, even=True).run(100)
     assert set(report.steps) == {kind.name for kind in KINDS}
     assert 0 < report.effects <= report.faults
     assert world.bed.crashed_at()

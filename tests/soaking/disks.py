@@ -76,7 +76,7 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
 @step(3)
 def revert(plan: Plan) -> tuple[str, Work]:
     """onevm disk-snapshot-revert."""
-    vm = plan.vm(lambda vm: vm.is_off)
+    vm = plan.vm(lambda vm: vm.is_off and vm.has_snapshots)
     disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
     number = plan.rng.choice(sorted(disk.snapshots))
     plan.may_fail("tm.snap_revert", needs=vm.host)
@@ -97,7 +97,7 @@ def revert(plan: Plan) -> tuple[str, Work]:
 @step(3)
 def delete_snapshot(plan: Plan) -> tuple[str, Work]:
     """onevm disk-snapshot-delete."""
-    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    vm = plan.vm(lambda vm: (vm.runs or vm.is_off) and vm.has_snapshots)
     disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
     number = plan.rng.choice(sorted(disk.snapshots))
     plan.may_fail("tm.snap_delete", needs=vm.host)

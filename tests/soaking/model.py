@@ -115,6 +115,10 @@ class VmModel:
     def is_undeployed(self) -> bool:
         return self.vm.state == objects.UNDEPLOYED
 
+    @property
+    def has_snapshots(self) -> bool:
+        return any(disk.snapshots for disk in self.disks)
+
     def __str__(self) -> str:
         return f"VM {self.vm.id}"
 

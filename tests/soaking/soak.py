@@ -21,6 +21,7 @@ from tests.soaking.world import World
 STEPS = (images, vms, disks, machines)  # what fills KINDS
 _TRIES = 20  # to find another step for a wave
 _FAULTY = 0.35  # of the steps that something can go wrong in
+_EVEN = 3  # so often at most one kind comes as another one in an even soak
 _REST = 25  # waves until everything is looked at
 
 
@@ -115,7 +116,11 @@ class Soak:
             return
         for _ in range(self._width):
             lots = {kind.name: self._rng.random() for kind in KINDS}
-            yield from sorted(KINDS, key=lambda kind: (self._planned[kind.name], lots[kind.name]))
+            yield from sorted(KINDS, key=lambda kind: (self._share(kind), lots[kind.name]))
+
+    def _share(self, kind: Kind) -> float:
+        """How much a kind has had of what is due to it, where all are to come."""
+        return self._planned[kind.name] / min(max(kind.weight, 1), _EVEN)
 
     def _do(self, step: Planned) -> None:
         begin = time.monotonic()

@@ -121,7 +121,7 @@ def least(passes: Callable[[int], bool], most: int) -> int:
     return high
 
 
-@pytest.mark.parametrize("kind", sample(WRITINGS, 12))
+@pytest.mark.parametrize("kind", sample(WRITINGS, 8))
 def test_C1_C8_no_room_at_any_write(kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
     """Halving the room ends at the last writes; these, and some before, are tried."""
     trial = Trial(kind, tiny, agents)
@@ -132,7 +132,7 @@ def test_C1_C8_no_room_at_any_write(kind: type[Writing], tiny: Tiny, agents: Age
     assert enough > 0
 
 
-@pytest.mark.parametrize("kind", sample(WRITINGS, 6))
+@pytest.mark.parametrize("kind", sample(WRITINGS, 5))
 def test_C1_no_room_for_any_new_file(kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
     trial = Trial(kind, tiny, agents)
     for files in itertools.count(0, 1 if EVERYWHERE else 3):
@@ -177,7 +177,7 @@ def failing_syncs(number: int, log: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 # Shifted, so that on one day it is not the same ones that have no room for files.
-@pytest.mark.parametrize("kind", sample(WRITINGS[1:] + WRITINGS[:1], 6))
+@pytest.mark.parametrize("kind", sample(WRITINGS[1:] + WRITINGS[:1], 5))
 def test_C8_a_disk_that_fails_at_any_fsync(
     kind: type[Writing], tmp_path: Path, agents: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
