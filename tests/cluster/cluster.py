@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Callable
 
+from tests import measuring
 from tests.cluster import disk, lab, report
 from tests.cluster.node import Node
 from tests.cluster.pidfd import ProcessHandle
@@ -143,6 +144,7 @@ class Cluster:
                 binds=self._binds,
                 daemons=[] if address.name == FRONTEND else self._host_daemons,
                 sshd_options=self._sshd_options,
+                measured=measuring.directory(),
             )
             for address in self._addresses
         ]

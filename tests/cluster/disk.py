@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tests import measuring
 from tests.cluster.plan import (
     DATASTORES,
     FRONTEND,
@@ -141,6 +142,8 @@ def _create(plan: NodePlan) -> None:
         override = plan.overlay("usr", "upper") / "lib/one/sh/override"
         override.mkdir(parents=True)
         shutil.copy(FILES / "ssh", override / "ssh")
+    if plan.measured:
+        measuring.put_on_node(plan.overlay("usr", "upper"), upper)
 
 
 def _create_tree(root: Path) -> None:

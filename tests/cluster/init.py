@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests import measuring
 from tests.cluster import disk, link, report
 from tests.cluster.link import AT_NODE, SWITCH
 from tests.cluster.plan import (
@@ -95,7 +96,9 @@ def _mount_root(plan: NodePlan) -> None:
     _mount_tmpfs(root / "tmp", "mode=1777")
     _mount_dev(root)
     for target, source in plan.binds.items():
-        _bind_read_only(source, root / target.lstrip("/"))
+        _bind(source, root / target.lstrip("/"), "bind,ro")
+    if plan.measured:
+        _bind(plan.measured, root / measuring.AT_NODES.lstrip("/"), "bind")
 
 
 def _mount_overlay(plan: NodePlan, name: str, lower: str) -> None:
@@ -122,9 +125,9 @@ def _mount_dev(root: Path) -> None:
         _run(["mount", "--bind", str(private), str(kvm)])
 
 
-def _bind_read_only(source: str, target: Path) -> None:
+def _bind(source: str, target: Path, options: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    _run(["mount", "-o", "bind,ro", source, str(target)])
+    _run(["mount", "-o", options, source, str(target)])
 
 
 def _enter_root(root: Path) -> None:

@@ -34,6 +34,7 @@ class NodePlan:
     binds: dict[str, str]  # path in the node: directory of the real machine
     daemons: list[list[str]]  # commands run before sshd starts
     sshd_options: dict[str, str]
+    measured: str  # directory of the real machine for coverage data; "" for none
 
     @property
     def name(self) -> str:
