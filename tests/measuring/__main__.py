@@ -13,15 +13,14 @@ from tests import measuring
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "onestor_lib"
-# Where the library lies in the checkout, on nodes, on hosts after `onehost sync`, and where the
-# tests of install.sh have it.
+# Where the library lies: in the checkout, on front-ends, on hosts after `onehost sync`, and where
+# the tests of install.sh install from.
 PLACES = [
     str(LIBRARY),
     "/src/onestor_lib",
-    "/var/lib/one/remotes/onestor_lib",
+    "*/remotes/onestor_lib",
     "/var/tmp/one/onestor_lib",
     "*/check out/onestor_lib",
-    "*/var lib/remotes/onestor_lib",
 ]
 
 
