@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ import pytest
 
 from onestor_lib.agent.errors import InvalidInput, Missing, OnedUnavailable
 from onestor_lib.frontend.oned import Client
-from tests.tool.conftest import Oned
+from tests.http_server import make_certificate
+from tests.tool.conftest import Oned, QuietServer
 
 
 def test_each_question_is_the_call_of_its_kind(oned: Oned) -> None:
@@ -193,3 +196,37 @@ def test_an_odd_time_limit_is_no_bug_of_ours(
         Client().vm(1)
     except OnedUnavailable:
         assert timeout not in ("", "0", "ten")
+
+
+@pytest.fixture
+def certificates(oned: Oned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """oned behind https; a directory with the certificate, as OpenSSL wants it."""
+    directory = tmp_path / "certificates"
+    directory.mkdir()
+    both = make_certificate(tmp_path)
+    (directory / "oned.pem").write_bytes((tmp_path / "certificate.pem").read_bytes())
+    subprocess.run(["openssl", "rehash", str(directory)], check=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    with QuietServer(("127.0.0.1", 0), logRequests=False) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.register_instance(oned)
+        monkeypatch.setenv("ONE_XMLRPC", f"https://127.0.0.1:{server.server_address[1]}/RPC2")
+        oned.answers["vm", 3] = "<VM><ID>3</ID></VM>"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield directory
+        server.shutdown()
+        thread.join()
+
+
+def test_oned_behind_https_is_asked_if_its_certificate_is_known(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OnedUnavailable, match="certificate verify failed"):
+        Client().vm(3)
+    monkeypatch.setenv("ONE_CERT_DIR", str(certificates))
+    assert Client().vm(3).text("ID") == "3"
+    monkeypatch.delenv("ONE_CERT_DIR")
+    monkeypatch.setenv("ONE_DISABLE_SSL_VERIFY", "1")
+    assert Client().vm(3).text("ID") == "3"
