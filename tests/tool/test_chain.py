@@ -81,3 +81,16 @@ def test_a_raw_disk_is_one_file_whatever_its_guest_has_written(tmp_path: Path) -
         Layer(tmp_path / "disk", "raw")
     ]
     assert chain.virtual_size(tmp_path / "disk", "qcow2", step=STEP) == 1 << 20
+
+
+def test_the_format_of_a_backing_file_is_looked_for_among_the_extensions(tmp_path: Path) -> None:
+    create(tmp_path / "below")
+    top = create(tmp_path / "top", "-b", "below", "-F", "qcow2")
+    format_name = (0xE2792ACA).to_bytes(4, "big")
+    header = top.read_bytes()
+    assert header.count(format_name) == 1
+    top.write_bytes(header.replace(format_name, b"\x12\x34\x56\x78"))  # of which nobody has heard
+    assert [layer.image_format for layer in layers(top, tmp_path)] == ["qcow2", "qcow2"]
+    create(tmp_path / "odd", "-b", "below", "-F", "vmdk")
+    with pytest.raises(NotAllowed, match="the format of its backing file is 'vmdk'"):
+        layers(tmp_path / "odd", tmp_path)

@@ -108,6 +108,20 @@ class TestXz:
         noticed = [size_of("xz", changed(self.TWO, place)) for place in range(-12, 12)]
         assert noticed == [None] * 24
 
+    @pytest.mark.parametrize(
+        ("body", "cause"),
+        [
+            (b"\1\0", "no index"),
+            (b"\0" + b"\xff" * 9, "no number"),
+            (b"\0\0\1", "something behind"),
+            (bytes(6), "something behind"),
+        ],
+    )
+    def test_a_whole_index_that_can_be_none(self, body: bytes, cause: str) -> None:
+        index = body + struct.pack("<I", binascii.crc32(body))
+        with pytest.raises(ValueError, match=cause):
+            compression._xz_index(index)
+
     def test_J15_a_hostile_file_costs_few_and_small_readings(self) -> None:
         asked: list[int] = []
 
