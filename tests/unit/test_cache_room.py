@@ -516,6 +516,21 @@ class TestSweep:
         assert not part.exists()
         assert cache.here == ["a"]
 
+    def test_what_fills_have_left_goes_before_it_is_old_when_room_is_needed(
+        self, cache: Cache
+    ) -> None:
+        """With the image, and where there is none yet, too."""
+        part = self.part(cache, "interrupted", 500)
+        cache.fill("whole", 1, idle=200)
+        cache.trim(max_mb=1)
+        assert not part.exists() and not Entry(cache.path("interrupted")).journal.exists()
+        assert cache.here == ["whole"] and cache.said == []
+        entry = Entry(cache.path("whole"))
+        newer, _ = entry.new_part(seed=False)
+        newer.write_bytes(os.urandom(MB))
+        cache.trim(max_mb=0)
+        assert not newer.exists() and cache.here == []
+
     def test_B15_orphans_are_those_long_unused(self, cache: Cache) -> None:
         cache.fill("old", 1, idle=1100)
         cache.fill("young", 1, idle=900)

@@ -196,6 +196,14 @@ def test_B7_sizes_are_given_in_MB_and_may_be_left_out(value: str, expected: int 
     assert tm(REPLICA_MAX_SIZE_MB=value).megabytes("REPLICA_MAX_SIZE_MB") == expected
 
 
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "1T", "1 K", "9" * 16, "9999G"])
+def test_a_number_of_bytes_is_within_its_range(value: str) -> None:
+    limit = reader({"LIMIT_TRANSFER_BW": value})
+    settings = Settings(config.DATASTORE_ATTRIBUTES, {}).over("image", limit, "datastore 1")
+    with pytest.raises(InvalidInput, match=r"LIMIT_TRANSFER_BW of datastore 1 is .*, not a number"):
+        settings.size("LIMIT_TRANSFER_BW", 1, 1 << 40)
+
+
 @pytest.mark.parametrize("value", ["0", "-5", "1.5", "100 MB", "1G", "9" * 14])
 def test_A21_bad_sizes_name_attribute_value_and_origin(value: str) -> None:
     settings = tm().over("system", reader({"REPLICA_MAX_SIZE_MB": value}), "datastore 100")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -37,3 +38,18 @@ def test_without_one_nothing_happens() -> None:
     with signals.postponed():
         pass
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_other_threads_leave_the_signals_alone() -> None:
+    """They may not set handlers; a signal reaches only the main thread anyway."""
+    signals.end_by_exception()
+    done = []
+
+    def work() -> None:
+        with signals.postponed():
+            done.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [signals._terminate]
