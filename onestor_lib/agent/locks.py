@@ -197,9 +197,6 @@ def _take(
             return
         except BlockingIOError:
             pass
-        except OSError as error:
-            if error.errno != errno.EINTR:
-                raise
         if not _same_file(fd, path):
             return  # nobody will find it under this name any more
         if (now := os.fstat(fd).st_mtime_ns) != seen:
