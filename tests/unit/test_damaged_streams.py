@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from onestor_lib.agent import delta, frames, intake, moving, transfer
 from onestor_lib.agent.chunks import CHUNK, DIGEST
 from onestor_lib.agent.delta import BLOCK
 from onestor_lib.agent.errors import NoSpace, TransferFailed, to_json
+from onestor_lib.agent.sources.remote import RemoteSource
 
 Frame = tuple[bytes, int, bytes]
 Receive = Callable[[frames.Pipe], object]
@@ -36,6 +38,10 @@ class Said:
     def write(self, data: bytes | bytearray | memoryview, timeout: float) -> None:
         if self.is_open:
             self._content += data
+
+    def stream(self, operation: str, **arguments: object) -> Said:
+        """As of an agent that is asked for it."""
+        return self
 
     def unread(self, data: bytes | bytearray) -> None:
         self._content[:0] = data
@@ -169,3 +175,30 @@ def test_of_a_directory(
         moving._require_end(Said(*said), 1.0)
     with pytest.raises(TransferFailed, match="nothing came for 1 s"):
         moving._require_end(Said(end=TimeoutError), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "cause"),
+    [
+        ([], TransferFailed, "copy.*: nothing came for 1 s"),
+        ([GAVE_UP], NoSpace, "full"),
+        ([(b"Z", 0, b"")], TransferFailed, DAMAGED),
+        ([(b"D", 1, b"A"), (b"D", 0, b"B")], TransferFailed, DAMAGED),
+    ],
+)
+def test_of_a_source_on_another_machine(
+    said: list[Frame], error: type[Exception], cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked again and again, and says the same each time."""
+    monkeypatch.setattr("onestor_lib.agent.sources.remote._PAUSE", 0.0)
+    monkeypatch.setattr(RemoteSource, "_connected", lambda self: Said(*said))
+    facts: dict[str, Any] = {"host": "host1", "argv": [], "path": "/image", "rules": {}, "block": 1}
+    with pytest.raises(error, match=cause):
+        list(RemoteSource(facts, step="copy", stall=1.0).pieces())
+
+
+def test_a_fill_that_gets_nowhere_is_not_followed_for_ever(target: Path) -> None:
+    go: Frame = (b"G", 0, b"")
+    sender = transfer.Sender(Said(go), stall=0.05, on_progress=lambda *_: None, limit=None)
+    with target.open("rb") as file, pytest.raises(TimeoutError):
+        sender.follow(file.fileno(), 1, complete=lambda done: done, digest=lambda: "")
