@@ -50,7 +50,7 @@ def send(
     """
     sent = 0
     try:
-        for index in _wanted(pipe, stall):
+        for index in _wanted(pipe, len(items), stall):
             file = directory / items[index].path
             fd = transfer.open_source(file)
             try:
@@ -134,11 +134,16 @@ def take_place(new: Path, directory: Path) -> None:
     publish.remove(old)
 
 
-def _wanted(pipe: frames.Pipe, stall: float) -> list[int]:
+def _wanted(pipe: frames.Pipe, offered: int, stall: float) -> list[int]:
+    """The numbers of the files that the receiver asks for; no host is believed."""
     while True:
         kind, _, data = frames.read(pipe, stall)
         if kind == b"W":
-            return [int(index) for index in json.loads(data)]
+            found = json.loads(data)
+            numbers = range(offered)
+            if isinstance(found, list) and all(type(n) is int and n in numbers for n in found):
+                return found
+            raise TransferFailed(_STEP, "the receiver asks for what was not offered")
         if kind != b"P":
             raise ValueError("the stream is damaged")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from onestor_lib.agent import delta, frames, intake, moving, transfer
+from onestor_lib.agent import delta, frames, intake, moving, transfer, tree
 from onestor_lib.agent.chunks import CHUNK, DIGEST
 from onestor_lib.agent.delta import BLOCK
 from onestor_lib.agent.errors import NoSpace, TransferFailed, to_json
@@ -202,3 +202,13 @@ def test_a_fill_that_gets_nowhere_is_not_followed_for_ever(target: Path) -> None
     sender = transfer.Sender(Said(go), stall=0.05, on_progress=lambda *_: None, limit=None)
     with target.open("rb") as file, pytest.raises(TimeoutError):
         sender.follow(file.fileno(), 1, complete=lambda done: done, digest=lambda: "")
+
+
+@pytest.mark.parametrize("wanted", ["[1]", "[-1]", "[null]", "[0.0]", "1", '{"0": 0}'])
+def test_what_is_asked_for_of_a_directory_is_looked_at(tmp_path: Path, wanted: str) -> None:
+    item = tree.Item("disk.0", tree.FILE)
+    with pytest.raises(TransferFailed, match="asks for what was not offered"):
+        moving.send(
+            Said((b"P", 0, b""), (b"W", 0, wanted.encode())), tmp_path, [item], stall=1.0,
+            on_progress=lambda *_: None, limit=None,
+        )  # fmt: skip
