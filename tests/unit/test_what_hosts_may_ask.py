@@ -1,0 +1,72 @@
+"""A host says where it wants content: beside what it was told of, and nowhere else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from onestor_lib.agent.errors import NotAllowed
+from onestor_lib.agent.publish import temporary_name
+from onestor_lib.frontend import arguments
+from onestor_lib.frontend.services import vms
+from onestor_lib.frontend.services.saving import Saving
+
+DISK = arguments.vm_path("host01:/d/100/7/disk.0", 7)
+NEW, IMAGE = temporary_name("disk.0"), temporary_name("0a")
+
+
+def test_of_a_disk() -> None:
+    path = f"/d/100/7/{NEW}"
+    assert vms.require_temporary(path, DISK) == path
+
+
+# Names of temporaries differ each time; those of tests must not.
+NAMES = {"new": NEW, "image": IMAGE}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/d/100/7/disk.0",
+        "/d/100/7/disk.1",
+        "/d/100/8/{new}",
+        "/d/100/7/../8/{new}",
+        "{new}",
+    ],
+)
+def test_of_something_else_than_a_disk(path: str) -> None:
+    with pytest.raises(NotAllowed, match="the host asks for what it must not have"):
+        vms.require_temporary(path.format(**NAMES), DISK)
+
+
+def ask_for_a_save(temporary: str, item: str = "image") -> None:
+    saving: Any = SimpleNamespace(source="/d/1/0a")
+    manifest = f"/d/1/{IMAGE}/{IMAGE}"
+    question = {"temporary": temporary.format(**NAMES), "manifest": manifest, "item": item}
+    Saving._require_allowed(saving, question, "host01", {"image": 1})
+
+
+@pytest.mark.parametrize("path", ["/d/1/{image}/{new}", "/d/1/{image}/snapshots/{new}"])
+def test_of_a_saved_image(path: str) -> None:
+    ask_for_a_save(path)
+    with pytest.raises(NotAllowed, match="no '5' is wanted"):
+        ask_for_a_save(path, item="5")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/d/1/0a",
+        "/d/1/{new}",
+        "/d/1/0a.snap/{new}",
+        "/d/2/{image}/{new}",
+        "/d/1/{image}/0",
+        "/d/1/{image}/snapshots/deeper/{new}",
+        "/d/1/{image}/../../{new}",
+    ],
+)
+def test_of_something_else_than_a_saved_image(path: str) -> None:
+    with pytest.raises(NotAllowed, match="the host asks for what it must not have"):
+        ask_for_a_save(path)
