@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import lzma
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ class Pieces:
     """A source of given pieces; an event among them is waited for."""
 
     is_complete_at_end = True
-    size = None
+    size: int | None = None
     name = "pieces"
 
     def __init__(self, *pieces: Piece | threading.Event | BaseException) -> None:
@@ -96,6 +98,30 @@ def test_holes_cross_no_link(tmp_path: Path) -> None:
         assert file.read(11) == b"a" * 10 + b"\0"
         file.seek(-4, 2)
         assert file.read() == b"\0end"
+
+
+def test_holes_count_for_digests(tmp_path: Path) -> None:
+    source = Pieces(b"a" * CHUNK, Zeros(CHUNK + 7), b"end")
+    content = b"a" * CHUNK + bytes(CHUNK + 7) + b"end"
+    send(source, tmp_path / "target", digests={"sha256": hashlib.sha256(content).hexdigest()})
+    assert (tmp_path / "target").read_bytes() == content
+    with pytest.raises(OnestorError, match="SHA256 is"):
+        send(source, tmp_path / "other", digests={"sha256": hashlib.sha256(b"aend").hexdigest()})
+
+
+def test_holes_count_for_what_is_compressed(tmp_path: Path) -> None:
+    """Padding behind a stream of .xz; what was cut off there is noticed."""
+    packed = lzma.compress(b"content")
+    assert send(Pieces(packed, Zeros(CHUNK + 4)), tmp_path / "target")["size"] == 7
+    with pytest.raises(OnestorError):
+        send(Pieces(packed[:-8], Zeros(CHUNK + 4)), tmp_path / "other")
+
+
+def test_less_than_was_announced(tmp_path: Path) -> None:
+    source = Pieces(b"abc")
+    source.size = 4
+    with pytest.raises(TransferFailed, match="copy pieces: 3 of 4 bytes have come"):
+        send(source, tmp_path / "target")
 
 
 def test_K8_a_receiver_waits_as_long_as_the_sender_lives(tmp_path: Path) -> None:
