@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from onestor_lib.agent.errors import InvalidInput
-from onestor_lib.frontend import config, xml
-from onestor_lib.frontend.actions import tm_context
+from onestor_lib.frontend import arguments, config, oned, xml
+from onestor_lib.frontend.actions import tm_context, tm_postmigrate
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import backups, migrations, moving, scripts
@@ -39,6 +39,36 @@ def test_the_vm_as_a_word() -> None:
     assert migrations.read(request(word, stdin=b"")).text.encode() == VM
     step = migrations.read(request(word, "ceph", stdin=b""))
     assert step.is_secondary and step.text.encode() == VM
+
+
+def test_without_a_vm_oned_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oned.Client, "vm", lambda self, vm_id: xml.parse(VM, f"VM {vm_id}"))
+    step = migrations.read(request(stdin=b""))
+    assert step.vm.text("NAME") == "é"
+    assert xml.parse(base64.b64decode(step.encoded), "it").text("ID") == "7"
+
+
+@pytest.mark.parametrize(
+    ("target_host", "datastores", "old"),
+    [
+        ("host02", (), "102"),  # the usual: another host, and nobody is asked
+        ("host01", (101, 102), "101"),
+        ("host01", (101, 104, 102), "104"),
+        ("host01", (102, 102), "102"),
+        ("host01", (102,), "102"),
+    ],
+)
+def test_where_a_vm_was_before_a_live_migration(
+    target_host: str, datastores: tuple[int, ...], old: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 7.2 on it may change its datastore instead of its host."""
+    records = "".join(f"<HISTORY><DS_ID>{each}</DS_ID></HISTORY>" for each in datastores)
+    vm = xml.parse(f"<VM><HISTORY_RECORDS>{records}</HISTORY_RECORDS></VM>".encode(), "the VM")
+    monkeypatch.setattr(oned.Client, "vm", lambda self, vm_id: vm)
+    step = migrations.read(request())._replace(target_host=target_host)
+    target = arguments.vm_path(f"{target_host}:{step.directory}", step.vm_id)
+    found = tm_postmigrate._old_directory(oned.Client(), step, target)
+    assert found == f"/var/lib/one/datastores/{old}/7"
 
 
 def test_D17_another_driver_calls() -> None:

@@ -12,6 +12,7 @@ from onestor_lib.agent.publish import temporary_name
 from onestor_lib.frontend import arguments
 from onestor_lib.frontend.services import vms
 from onestor_lib.frontend.services.saving import Saving
+from onestor_lib.frontend.services.warming import _Chain
 
 DISK = arguments.vm_path("host01:/d/100/7/disk.0", 7)
 NEW, IMAGE = temporary_name("disk.0"), temporary_name("0a")
@@ -70,3 +71,12 @@ def test_of_a_saved_image(path: str) -> None:
 def test_of_something_else_than_a_saved_image(path: str) -> None:
     with pytest.raises(NotAllowed, match="the host asks for what it must not have"):
         ask_for_a_save(path)
+
+
+@pytest.mark.parametrize("temporary", ["/d/1/0a", "/d/2/.0a.{part}.part", "/d/1/.0b.{part}.part"])
+def test_of_something_else_than_an_image_of_the_cache(temporary: str) -> None:
+    chain: Any = SimpleNamespace(_path="/d/1/0a", machines=[SimpleNamespace(name="host01")])
+    path = temporary.format(part="b" * 16)
+    question = {"ask": "content", "temporary": path, "manifest": f"{path}.chunks", "reuse": False}
+    with pytest.raises(NotAllowed, match="the host asks for what it must not have"):
+        _Chain._answer(chain, 0, question)
