@@ -47,6 +47,7 @@ NOT_RUN = {
 ELSEWHERE = {
     "tests/run": "runs this test, and is what CI runs",
     "tests/bench": "takes ten minutes; one of its figures is run",
+    "tests/coverage": "takes longer than the tests that it runs, this one among them",
 }
 # Exit statuses other than 0 that are an answer.
 ANSWERS = {"grep": {1}, "onestor doctor": {1}}

@@ -75,14 +75,16 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
 
 @step(3)
 def revert(plan: Plan) -> tuple[str, Work]:
-    """onevm disk-snapshot-revert."""
-    vm = plan.vm(lambda vm: vm.is_off and vm.has_snapshots)
+    """onevm disk-snapshot-revert, for which the VM is powered off."""
+    vm = plan.vm(lambda vm: (vm.runs or vm.is_off) and vm.has_snapshots)
     disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
     number = plan.rng.choice(sorted(disk.snapshots))
     plan.may_fail("tm.snap_revert", needs=vm.host)
 
     def work(actor: Actor) -> None:
         new = disk.snapshots[number]
+        if vm.runs:
+            actor.life.power_off(vm.vm)
         actor.attempt(
             lambda life: life.revert(vm.vm, disk.disk, number),
             between=lambda: plan.world.check_disk(vm, disk, disk.now, new),
