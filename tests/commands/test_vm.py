@@ -139,7 +139,8 @@ def test_a_vm_that_runs_in_spite_of_all(desk: Desk, vm: Vm) -> None:
     """oned says it is off, but a program of qemu has the disk open."""
     node, disk = desk.node("host01"), desk.bed.disk_path(vm)
     before = names(node, vm)
-    hold = f"sleep 60 | qemu-io -f qcow2 {disk}"
+    # Again, if it meets the one below that looks whether it has come.
+    hold = f"until qemu-io -f qcow2 -c 'sleep 60000' {disk}; do :; done"
     with node.popen(["sh", "-c", hold]) as program:
         argv = ["qemu-img", "info", "-f", "qcow2", disk]
         wait_until(lambda: node.run(argv, check=False).returncode != 0, "it has the disk open")
