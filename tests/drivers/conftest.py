@@ -35,11 +35,11 @@ MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
 def points(action: str, elsewhere: str) -> list[str]:
     """Where to kill an action that passes much of what another one, killed everywhere, does.
 
-    At each point that is its own, and at one of five of the others.
+    At each point that is its own, and at one of eight of the others.
     """
     names, others = crashpoints.names(action), set(crashpoints.names(elsewhere))
     shared = [name for name in names if name in others]
-    return [*(name for name in names if name not in others), *one_of(5, shared)]
+    return [*(name for name in names if name not in others), *one_of(8, shared)]
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ def phases(*victims: str, action: str) -> list[tuple[str, str, Callable[[Node], 
 
 
 @pytest.mark.parametrize(
-    ("point", "name", "loss"), sample(phases("host01", "host03", action="tm.clone thin"), 2)
+    ("point", "name", "loss"), sample(phases("host01", "host03", action="tm.clone thin"), 1)
 )
 def test_K7_K8_a_clone_by_way_of_a_replica(
     bed: Testbed, point: str, name: str, loss: Callable[[Node], None]

@@ -121,7 +121,7 @@ def least(passes: Callable[[int], bool], most: int) -> int:
     return high
 
 
-@pytest.mark.parametrize("kind", sample(WRITINGS, 8))
+@pytest.mark.parametrize("kind", sample(WRITINGS, 5))
 def test_C1_C8_no_room_at_any_write(kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
     """Halving the room ends at the last writes; these, and some before, are tried."""
     trial = Trial(kind, tiny, agents)
@@ -177,7 +177,7 @@ def failing_syncs(number: int, log: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 # Shifted, so that on one day it is not the same ones that have no room for files.
-@pytest.mark.parametrize("kind", sample(WRITINGS[1:] + WRITINGS[:1], 5))
+@pytest.mark.parametrize("kind", sample(WRITINGS[1:] + WRITINGS[:1], 4))
 def test_C8_a_disk_that_fails_at_any_fsync(
     kind: type[Writing], tmp_path: Path, agents: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
