@@ -67,8 +67,7 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
         actor.attempt(lambda life: life.snapshot(vm.vm, disk.disk), between=failed)
         number = max(int(str(each["ID"])) for each in listed(vm, disk).snapshots)
         disk.snapshots[number] = disk.now
-        plan.world.check_disk(vm, disk)
-        plan.world.check_snapshots(vm, disk)
+        plan.world.check_disk_with_snapshots(vm, disk)
 
     return f"{vm} disk {disk.number}{', running' * vm.runs}", work
 
@@ -90,8 +89,7 @@ def revert(plan: Plan) -> tuple[str, Work]:
             between=lambda: plan.world.check_disk(vm, disk, disk.now, new),
         )
         disk.become(new)
-        plan.world.check_disk(vm, disk)
-        plan.world.check_snapshots(vm, disk)
+        plan.world.check_disk_with_snapshots(vm, disk)
 
     return f"{vm} disk {disk.number} to {number}", work
 
@@ -110,8 +108,7 @@ def delete_snapshot(plan: Plan) -> tuple[str, Work]:
             between=lambda: plan.world.check_disk(vm, disk),
         )
         del disk.snapshots[number]
-        plan.world.check_disk(vm, disk)
-        plan.world.check_snapshots(vm, disk)
+        plan.world.check_disk_with_snapshots(vm, disk)
 
     return f"{vm} disk {disk.number} without {number}", work
 

@@ -155,6 +155,7 @@ class Actor:
         return mad
 
 
-def require_success(answer: Reply) -> None:
-    if not answer.success:
-        raise Violation(f"{answer.action}: {answer.error or answer.result}")
+def require_success(*answers: Reply) -> None:
+    for answer in answers:
+        if not answer.success:
+            raise Violation(f"{answer.action}: {answer.error or answer.result}")

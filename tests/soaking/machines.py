@@ -21,7 +21,7 @@ def recovery_pass(plan: Plan) -> tuple[str, Work]:
     share_replica(plan)
 
     def work(actor: Actor) -> None:
-        plan.world.recovery_pass()
+        plan.world.onestor("recovery", "run")
 
     return "", work
 

@@ -157,7 +157,7 @@ class Soak:
         """Look at everything while nothing is at work."""
         self._say("       at rest")
         time.sleep(1.1)  # all disks that ask for a copy each second are due again
-        said = self.world.recovery_pass()
+        said = self.world.onestor("recovery", "run")
         try:
             self.world.settle_copies(must=True)
         except Violation as violation:

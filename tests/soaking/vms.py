@@ -46,8 +46,7 @@ def instantiate(plan: Plan) -> tuple[str, Work]:
         if actor.fails(lambda life: life.instantiate(vm, host, world.bed.system)):
             world.check_whole(new, disks)
             if is_given_up:
-                for answer in actor.life.oned.recover_delete(vm):
-                    require_success(answer)
+                require_success(*actor.life.oned.recover_delete(vm))
                 plan.model.vms.remove(new)
                 world.check_gone(new, host)
                 return
@@ -115,8 +114,7 @@ def delete(plan: Plan) -> tuple[str, Work]:
     def work(actor: Actor) -> None:
         if vm.runs:
             actor.kvm.shutdown(vm.vm, vm.host)
-        for answer in actor.life.oned.recover_delete(vm.vm):
-            require_success(answer)
+        require_success(*actor.life.oned.recover_delete(vm.vm))
         plan.model.vms.remove(vm)
         world.check_gone(vm, vm.host)
         for disk in vm.disks:
@@ -226,8 +224,7 @@ def recreate(plan: Plan) -> tuple[str, Work]:
 
 def come_back(actor: Actor, world: World, vm: VmModel, new: str) -> None:
     """What was copied comes back as it was copied, the rest as its image is."""
-    for answer in actor.life.oned.recover_recreate(vm.vm):
-        require_success(answer)
+    require_success(*actor.life.oned.recover_recreate(vm.vm))
     vm.vm.snapshots.clear()
     for disk in vm.disks:
         disk.start_over()

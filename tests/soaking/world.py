@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.cluster import Node, libvirt
 from tests.cluster.process import CommandFailed
-from tests.drivers.conftest import CALL_ENVIRONMENT, entry_of
+from tests.drivers.conftest import entry_of
 from tests.hypervisor import Kvm
 from tests.oned.objects import Vm
 from tests.soaking.model import DiskModel, ImageModel, Model, Violation, VmModel, difference
@@ -98,11 +98,8 @@ class World:
     def node(self, name: str) -> Node:
         return self.bed.cluster.node(name)
 
-    def directory(self, vm: Vm) -> str:
-        return f"{DATASTORES}/{vm.history[-1].ds_id}/{vm.id}"
-
     def path(self, vm: VmModel, disk: DiskModel) -> str:
-        return f"{self.directory(vm.vm)}/disk.{disk.number}"
+        return f"{self.kvm.directory(vm.vm)}/disk.{disk.number}"
 
     def place(self, vm: VmModel) -> Node:
         """The machine that has the VM's disks."""
@@ -114,20 +111,6 @@ class World:
         done = self.bed.frontend.run(argv, env=AGENT, check=False, timeout=_TIMEOUT)
         if done.returncode:
             raise Violation(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
-        return done.stdout
-
-    def recovery_pass(self) -> str:
-        """One pass; what its log says."""
-        argv = [
-            "/usr/bin/python3",
-            "-m",
-            "onestor_lib.frontend.commands.onestor",
-            "recovery",
-            "run",
-        ]
-        done = self.bed.frontend.run(argv, env=CALL_ENVIRONMENT, check=False, timeout=_TIMEOUT)
-        if done.returncode:
-            raise Violation(f"recovery run: {(done.stderr or done.stdout).strip()}")
         return done.stdout + done.stderr
 
     def content(self, node: Node, path: str, image_format: str) -> bytes:
@@ -164,10 +147,13 @@ class World:
         for number, content in disk.snapshots.items():
             self.check_file(node, f"{directory}/{number}", disk.format, content)
 
+    def check_disk_with_snapshots(self, vm: VmModel, disk: DiskModel) -> None:
+        self.check_disk(vm, disk)
+        self.check_snapshots(vm, disk)
+
     def check_vm(self, vm: VmModel) -> None:
         for disk in vm.disks:
-            self.check_disk(vm, disk)
-            self.check_snapshots(vm, disk)
+            self.check_disk_with_snapshots(vm, disk)
 
     def check_whole(self, vm: VmModel, disks: Sequence[DiskModel], *, where: str = "") -> None:
         """A disk that has its final name is complete, whatever has gone wrong.
@@ -186,7 +172,7 @@ class World:
 
     def check_gone(self, vm: VmModel, host: str) -> None:
         """A host has nothing of a VM any more."""
-        if self.node(host).exists(self.directory(vm.vm)):
+        if self.node(host).exists(self.kvm.directory(vm.vm)):
             raise Violation(f"{vm} is on {host} still")
 
     def check_image(self, image: ImageModel, *allowed: bytes) -> None:
@@ -235,9 +221,9 @@ class World:
 
 
 @contextlib.contextmanager
-def running_world(version: str = "6.10.0.1") -> Iterator[World]:
+def running_world() -> Iterator[World]:
     """Bring it up; everything is gone behind the block."""
-    with running_testbed(hosts=4, version=version) as bed:
+    with running_testbed(hosts=4) as bed:
         world = World(bed)
         world.kvm.start()
         world.begin()

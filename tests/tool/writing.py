@@ -6,6 +6,7 @@ or fails can be put there.
 
 from __future__ import annotations
 
+import abc
 import os
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.tool.test_image_snapshots import Image
 HOW: dict[str, Any] = {"stall": 10.0, "bytes_per_second": 0, "check_space": False, "bulk": BULK}
 
 
-class Writing:
+class Writing(abc.ABC):
     """One operation, with those it brings about: what is there before the constructor makes."""
 
     operations: tuple[str, ...]
@@ -31,13 +32,13 @@ class Writing:
         """``agents`` starts further ones, ``receiver`` is the command line of one."""
         self.root, self.agents, self.receiver = root, agents, receiver
 
+    @abc.abstractmethod
     def run(self, agent: AgentClient) -> None:
         """Do it; it can be repeated."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def finals(self) -> dict[Path, bytes]:
         """What must be under its final name once it is done, as a guest sees it."""
-        raise NotImplementedError
 
     def before(self) -> dict[Path, bytes]:
         """What of this is there already, and stays until it is replaced as a whole."""
