@@ -152,13 +152,18 @@ def _check_entries(world: World) -> None:
 
 
 def _check_cache(world: World, host: str, limit: int) -> None:
-    """The images in a cache take no more than they may; a file without a record is none of ours."""
+    """The images in a cache take no more than they may.
+
+    A file that lacks a record or can be written to is none of ours (``agent.cache.entry``).
+    """
     directory = world.node(host).path(f"{DATASTORES}/{world.bed.images.id}")
     names, sizes = _names(directory), {}
     for name in names:
-        if name.startswith(".") or f".{name}.sidecar" in names:
-            with contextlib.suppress(FileNotFoundError):  # who was killed cleans up still
-                sizes[name] = (directory / name).lstat().st_blocks * 512
+        with contextlib.suppress(FileNotFoundError):  # who was killed cleans up still
+            facts = (directory / name).lstat()
+            is_entry = f".{name}.sidecar" in names and not facts.st_mode & 0o222
+            if name.startswith(".") or is_entry:
+                sizes[name] = facts.st_blocks * 512
     if sum(sizes.values()) > limit * MB + _RECORDS:
         listed = ", ".join(f"{name} {size / MB:.1f}" for name, size in sizes.items() if size)
         raise Violation(f"the cache of {host} has more than {limit} MB: {listed}")

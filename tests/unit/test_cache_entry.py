@@ -10,7 +10,7 @@ import pytest
 
 from onestor_lib.agent import crashpoints, locks, publish
 from onestor_lib.agent.cache import entry as entries
-from onestor_lib.agent.cache import record
+from onestor_lib.agent.cache import record, room
 from onestor_lib.agent.cache.entry import Entry, chunks_of
 from onestor_lib.agent.errors import CacheFailed, LockTimeout
 from onestor_lib.agent.version import Version
@@ -156,6 +156,18 @@ class TestForeignFiles:
     def test_its_name_is_known_as_that_of_the_image(self, foreign: Path) -> None:
         fill(foreign, CONTENT)
         assert entries.names_in(foreign.parent) == {"0a1b"}
+
+    def test_the_entry_keeps_its_name_when_the_other_file_goes(self, foreign: Path) -> None:
+        """Otherwise nobody would find it again: a cache would grow past its limit."""
+        entry = fill(foreign, CONTENT)
+        foreign.unlink()
+        again = Entry(foreign)
+        assert again.image == entry.image and again.find(version_of(CONTENT))
+        (stored,) = room.survey(foreign.parent.parent)
+        assert stored.bytes >= entry.image.stat().st_blocks * 512 > 0
+        again.drop()
+        assert not entry.image.exists() and not entry.sidecar.exists()
+        assert not Entry(foreign).is_hidden
 
     def test_locks_and_journals_are_the_same_for_both(self, path: Path) -> None:
         """Whether the file is there may change while somebody holds the lock."""

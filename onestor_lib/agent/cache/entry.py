@@ -12,7 +12,8 @@ For the image ``<name>`` lie in the directory of its image datastore::
 
 A file without a sidecar, or one that can be written to, is not ours: an origin, on a machine that
 has the image datastore itself, or another driver's. The entry's file is then called
-``.<name>.image`` and the other one is never touched.
+``.<name>.image`` and the other one is never touched. It keeps that name when the other file goes,
+so that what a cache has is found, counted and evicted all the same.
 
 The sidecar is bound to inode and time of the file it speaks of and is written first: until the
 rename that follows, or when that never happens, it fits no file, and a file it does not fit is no
@@ -49,10 +50,12 @@ class Entry:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._directory = path.parent
-        own = path.name
-        if _is_foreign(path, self._beside("sidecar")):
-            own = f"{path.name}{_HIDDEN}"
-        self.is_hidden = own != path.name
+        own, hidden = path.name, f"{path.name}{_HIDDEN}"
+        if os.path.lexists(self._directory / f".{hidden}.sidecar") or _is_foreign(
+            path, self._beside("sidecar")
+        ):
+            own = hidden
+        self.is_hidden = own == hidden
         self.image = self._directory / (f".{own}" if self.is_hidden else own)
         self.sidecar = self._directory / f".{own}.sidecar"
         self.lock = self._beside("lock")
