@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from xml.sax.saxutils import escape
 
@@ -10,7 +11,7 @@ from tests import guest
 from tests.cluster import Node, libvirt
 from tests.cluster.wait import wait_until
 from tests.oned.mads import SSH_AUTH_SOCK
-from tests.oned.objects import DATASTORES, Vm
+from tests.oned.objects import DATASTORES, Disk, Vm
 
 URI = "qemu:///system"
 # Emulated everywhere: within a virtual machine this small guest starts six times as fast so.
@@ -69,8 +70,13 @@ class Kvm:
     def restore(self, vm: Vm) -> None:
         host = vm.history[-1].hostname
         file = f"{self.directory(vm)}/checkpoint"
-        self.virsh(host, "restore", file)
-        self.hosts[host].run(["rm", "-f", file])
+        # The datastore may be another one than it was when the VM was saved.
+        saved = self.virsh(host, "save-image-dumpxml", file)
+        now = f"/{vm.history[-1].ds_id}/{vm.id}/disk."
+        moved = re.sub(rf"/\d+/{vm.id}/disk\.", now, saved)
+        self.hosts[host].write(f"{file}.xml", moved)
+        self.virsh(host, "restore", file, "--xml", f"{file}.xml")
+        self.hosts[host].run(["rm", "-f", file, f"{file}.xml"])
 
     def migrate(self, vm: Vm, source: str, target: str) -> bool:
         """As kvm/migrate does for a system datastore that is not shared.
@@ -105,6 +111,11 @@ class Kvm:
             self._uri(target),
         )  # fmt: skip
         return True
+
+    def resize(self, vm: Vm, disk: Disk, size: int) -> None:
+        path = f"{self.directory(vm)}/disk.{disk.id}"
+        words = ["blockresize", f"one-{vm.id}", path, f"{size}M"]
+        self.virsh(vm.history[-1].hostname, *words)
 
     def migrate_shared(self, vm: Vm, source: str, target: str) -> None:
         """As the same script does for a datastore that is shared."""

@@ -13,12 +13,14 @@ Objects are the caller's to change; nothing is seen through the API before `save
 
 from __future__ import annotations
 
+import copy
 import string
 import threading
 import time
 import uuid
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -37,6 +39,7 @@ from tests.oned.objects import (
     History,
     Host,
     Image,
+    Snapshots,
     Vm,
 )
 from tests.oned.version import at_least
@@ -271,11 +274,28 @@ class Cloud:
             image.set_state(USED_PERSISTENT if image.persistent else USED)
             disk.attributes["IMAGE_STATE"] = str(image.state)
             self.save(image)
+            self.take_snapshots(vm, disk)
+
+    def take_snapshots(self, vm: Vm, disk: Disk) -> None:
+        """Let a disk have the snapshots of its persistent image, and no others."""
+        vm.snapshots = [each for each in vm.snapshots if each.disk_id != disk.id]
+        if disk.image_id is not None and disk.saved:
+            known = self.images[disk.image_id].snapshots
+            if known.snapshots:
+                vm.snapshots.append(replace(copy.deepcopy(known), disk_id=disk.id))
+
+    def return_snapshots(self, vm: Vm, disk: Disk) -> None:
+        """Let a persistent image have the snapshots of the disk that went back to it."""
+        if disk.image_id is not None and disk.saved:
+            found = [each for each in vm.snapshots if each.disk_id == disk.id]
+            kept = copy.deepcopy(found[0]) if found else Snapshots()
+            self.images[disk.image_id].snapshots = replace(kept, disk_id=None)
 
     def remove_disk(self, vm: Vm, disk: Disk) -> None:
         """Take a disk from a VM and give its image back."""
         vm.disks.remove(disk)
         self.release(vm, disk)
+        vm.snapshots = [each for each in vm.snapshots if each.disk_id != disk.id]
 
     def release(self, vm: Vm, disk: Disk) -> None:
         """Give the image of a disk back: it is READY when no VM has it any more."""

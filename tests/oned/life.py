@@ -34,6 +34,9 @@ class Hypervisor(Protocol):
     def migrate(self, vm: Vm, source: str, target: str) -> bool:
         """Let it go on on another host; whether that worked."""
 
+    def resize(self, vm: Vm, disk: Disk, size: int) -> None:
+        """Make a disk `size` MB large while it runs."""
+
 
 class Life:
     """The requests, put to `oned`."""
@@ -53,8 +56,14 @@ class Life:
         self.cloud.set_state(vm, objects.POWEROFF)
 
     def power_on(self, vm: Vm) -> Reply:
-        """onevm resume of a VM in POWEROFF: on the host where it is."""
-        return self._start(vm, nothing("DEPLOY"), restore=False)
+        """onevm resume of a VM in POWEROFF or SUSPENDED: on the host where it is."""
+        return self._start(vm, nothing("DEPLOY"), restore=vm.state == objects.SUSPENDED)
+
+    def suspend(self, vm: Vm) -> None:
+        """onevm suspend: its memory is written beside its disks, which stay where they are."""
+        if self.hypervisor:
+            self.hypervisor.save(vm, vm.history[-1].hostname)
+        self.cloud.set_state(vm, objects.SUSPENDED)
 
     def retry_prolog(self, vm: Vm) -> Reply:
         """onevm recover --retry of an instantiation in PROLOG_FAILURE."""
@@ -66,12 +75,13 @@ class Life:
     def retry_move(self, vm: Vm, source: str, after: int, *, restore: bool = False) -> Reply:
         """onevm recover --retry of a migration or resume that has failed: the same script again.
 
-        The VM comes from the host `source` and its state is POWEROFF `after`, or ACTIVE.
+        The VM comes from the host `source` and has the state `after`; it is started if that is
+        ACTIVE.
         """
-        record = vm.history[-1]
-        lines = transfer.move(vm, source, record.hostname, old_datastore=record.ds_id)
+        before, record = vm.history[-2:]
+        lines = transfer.move(vm, source, record.hostname, old_datastore=before.ds_id)
         answer = self.oned._transfer(vm, lines)
-        if answer.success and after == objects.POWEROFF:
+        if answer.success and after != objects.ACTIVE:
             self.cloud.set_state(vm, after)
             return answer
         return self._start(vm, answer, restore=restore)
@@ -90,15 +100,19 @@ class Life:
             self.hypervisor.shutdown(vm, host)
         return self._to_front_end(vm, objects.EPILOG_UNDEPLOY, objects.UNDEPLOYED)
 
-    def retry_undeploy(self, vm: Vm) -> Reply:
-        """onevm recover --retry of one that has failed: the VM is shut down by now."""
-        return self._to_front_end(vm, objects.EPILOG_UNDEPLOY, objects.UNDEPLOYED)
+    def retry_epilog(self, vm: Vm) -> Reply:
+        """onevm recover --retry of a stop or undeploy that has failed: it does not run by now."""
+        after = {
+            objects.EPILOG_STOP: objects.STOPPED,
+            objects.EPILOG_UNDEPLOY: objects.UNDEPLOYED,
+        }[vm.lcm_state]
+        return self._to_front_end(vm, vm.lcm_state, after)
 
-    def resume(self, vm: Vm, host: str) -> Reply:
+    def resume(self, vm: Vm, host: str, datastore: Datastore | None = None) -> Reply:
         """onevm resume of a VM that was stopped or undeployed, on any host."""
         was_stopped = vm.state == objects.STOPPED
         record = vm.history[-1]
-        self.cloud.place(vm, host, self.cloud.datastores[record.ds_id])
+        self.cloud.place(vm, host, datastore or self.cloud.datastores[record.ds_id])
         state = objects.PROLOG_RESUME if was_stopped else objects.PROLOG_UNDEPLOY
         self.cloud.set_state(vm, objects.ACTIVE, state)
         lines = transfer.move(vm, self.oned.front_end, host, old_datastore=record.ds_id)
@@ -189,7 +203,13 @@ class Life:
         }[state]
         disk.attributes["SIZE"] = str(size)
         self.cloud.set_state(vm, objects.ACTIVE, during)
-        answer = self.oned._transfer(vm, transfer.resize(vm, disk, size))
+        lines = transfer.resize(vm, disk, size)
+        if during == objects.DISK_RESIZE:
+            answer = self.oned.vmm.run_line(lines[0])
+            if answer.success and self.hypervisor:
+                self.hypervisor.resize(vm, disk, size)
+        else:
+            answer = self.oned._transfer(vm, lines)
         self.cloud.set_state(vm, state, lcm_state)
         return answer
 

@@ -152,6 +152,11 @@ class Oned:
         image.target_snapshot = snapshot
         answer = self.image_action(action, image)
         image.target_snapshot = -1
+        if answer.success and action == "snap_delete":
+            image.snapshots.remove(snapshot)
+        elif answer.success and action == "snap_flatten":
+            image.snapshots = objects.Snapshots()
+        self.cloud.save(image)
         return answer
 
     def image_action(self, action: str, image: Image, extra: str = "") -> Reply:
@@ -213,6 +218,8 @@ class Oned:
             self.cloud.set_state(vm, objects.ACTIVE, objects.EPILOG_FAILURE)
             return answer
         record.epilog = (record.epilog[0], _now())
+        for disk in vm.disks:
+            self.cloud.return_snapshots(vm, disk)
         self._done(vm)
         return answer
 
@@ -232,6 +239,7 @@ class Oned:
         lines = transfer.epilog_detach(vm, disk)
         answer = self._hotplug(vm, disk, objects.HOTPLUG_EPILOG_POWEROFF, lines)
         if answer.success:
+            self.cloud.return_snapshots(vm, disk)
             self.cloud.remove_disk(vm, disk)
         self.cloud.set_state(vm, objects.POWEROFF)
         return answer

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.oned import transfer
+from tests.oned.life import Life
 from tests.oned.objects import (
     ACTIVE,
     BOOT_FAILURE,
@@ -28,6 +29,7 @@ from tests.oned.objects import (
     RAMDISK,
     READY,
     RUNNING,
+    STOPPED,
     USED,
     USED_PERSISTENT,
     Vm,
@@ -223,6 +225,67 @@ def test_attach_persistent_and_volatile(front: Front) -> None:
         ("mkimage", ["8", "raw", target, "10", "102"]),
         ("delete", [target, "10", "102"]),
     ]
+
+
+def test_snapshots_come_with_a_persistent_image_and_go_back_with_its_disk(front: Front) -> None:
+    for action in ("snap_create", "snap_delete", "snap_flatten"):
+        front.machine.recorder(f"tm/onestor/{action}")
+        front.machine.recorder(f"datastore/onestor/{action}")
+    vm, cloud, life = front.running_vm(10), front.world.cloud, Life(front.oned)
+    life.power_off(vm)
+    image = cloud.add_image(front.world.images, persistent=True, source="/s", format="raw", size=1)
+    disk = cloud.image_disk(image)
+    assert front.oned.attach_disk(vm, disk).success
+    for _ in range(2):
+        assert life.snapshot(vm, disk).success
+    assert not image.snapshots.snapshots, "as long as the VM has the disk"
+    assert front.oned.detach_disk(vm, disk).success
+    assert not [each for each in vm.snapshots if each.disk_id == disk.id]
+    assert [each["ID"] for each in image.snapshots.snapshots] == [0, 1]
+
+    assert front.oned.snapshot_action("snap_delete", image, 0).success
+    again = cloud.image_disk(image)
+    assert front.oned.attach_disk(vm, again).success
+    (kept,) = [each for each in vm.snapshots if each.disk_id == again.id]
+    assert [each["ID"] for each in kept.snapshots] == [1]
+    assert life.snapshot(vm, again).success
+    assert kept.snapshots[-1]["ID"] == 2, "numbers are not used again"
+    front.oned.recover_delete(vm)
+    assert [each["ID"] for each in image.snapshots.snapshots] == [1], "nothing went back"
+    assert front.oned.snapshot_action("snap_flatten", image, 1).success
+    assert not image.snapshots.snapshots
+
+
+def test_a_move_to_another_datastore_is_repeated_from_the_old_one(front: Front) -> None:
+    front.fail("mv")
+    vm, life = front.running_vm(10), Life(front.oned)
+    life.power_off(vm)
+    other = front.world.cloud.add_system_datastore("other", id=110)
+    assert not life.migrate(vm, "host03", other).success
+    front.machine.recorder("tm/onestor/mv")
+    assert life.retry_move(vm, "host02", POWEROFF).success
+    assert vm.state == POWEROFF
+    old, new = (f"/var/lib/one//datastores/{number}/10" for number in (102, 110))
+    assert front.calls()[-1] == ("mv", [f"host02:{old}", f"host03:{new}", "10", "110"])
+
+
+def test_a_stop_that_fails_is_repeated_as_a_stop(front: Front) -> None:
+    front.fail("mv")
+    vm, life = front.running_vm(10), Life(front.oned)
+    assert not life.stop(vm).success
+    front.machine.recorder("tm/onestor/mv")
+    assert life.retry_epilog(vm).success
+    assert vm.state == STOPPED
+
+
+def test_a_running_disk_is_resized_by_the_vmm(front: Front) -> None:
+    """Contract section 2.5: RESIZE is its step there, and what resizes is what comes behind it."""
+    front.machine.recorder("tm/onestor/resize")
+    vm = front.running_vm(10)
+    assert Life(front.oned).resize(vm, vm.disks[0], 99).success
+    ((action, argv),) = front.calls()
+    assert (action, argv[1]) == ("resize", "99")
+    assert vm.disks[0].attributes["SIZE"] == "99"
 
 
 def test_recover_delete_of_a_running_vm_goes_on_after_failures(front: Front) -> None:

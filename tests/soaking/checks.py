@@ -21,7 +21,6 @@ from tests.soaking.world import (
     REPLICA_CACHE_MB,
     World,
 )
-from tests.testbed import DATASTORES
 
 # Of a VM's directory, beside its disks.
 _OTHERS = {"vm.xml", "ds.xml", "deployment.0"}
@@ -41,8 +40,8 @@ def check_all(world: World) -> None:
     for host in HYPERVISORS:
         _check_domains(world, host)
         _check_directories(world, world.node(host), world.model.on(host))
-    undeployed = [vm for vm in world.model.vms if vm.is_undeployed]
-    _check_directories(world, world.bed.frontend, undeployed)
+    away = [vm for vm in world.model.vms if vm.is_away]
+    _check_directories(world, world.bed.frontend, away)
     _check_origins(world)
     _check_copies(world)
     _check_entries(world)
@@ -88,14 +87,20 @@ def _check_domains(world: World, host: str) -> None:
 
 def _check_directories(world: World, node: Node, vms: list[VmModel]) -> None:
     """A machine has the disks of its own VMs, and what lies beside them, and nothing else."""
-    system = node.path(f"{DATASTORES}/{world.bed.system.id}")
-    expected = {str(vm.vm.id): vm for vm in vms}
-    names = {name for name in _names(system) if not name.startswith(".")}
-    if names != set(expected):
-        raise Violation(f"{node.name} has VMs {sorted(names)}, not {sorted(expected)}")
+    expected = {world.directory(vm): vm for vm in vms}
+    directories = {
+        f"{system.base_path}/{name}"
+        for system in world.systems
+        for name in _names(node.path(system.base_path))
+        if not name.startswith(".")
+    }
+    if directories != set(expected):
+        raise Violation(f"{node.name} has {sorted(directories)}, not {sorted(expected)}")
     for name, vm in expected.items():
-        found = set(_names(system / name))
+        found = set(_names(node.path(name)))
         allowed = _OTHERS | {f"disk.{disk.number}" for disk in vm.disks}
+        if vm.has_checkpoint:
+            allowed.add("checkpoint")
         if vm.vm.context:
             allowed.add(f"disk.{vm.vm.context['DISK_ID']}")
         for disk in vm.disks:
@@ -126,15 +131,20 @@ def _lies_on(node: Node, file: str) -> bool:
 
 
 def _check_origins(world: World) -> None:
-    """The image datastore has the images that there are.
+    """The image datastores have the images that there are.
 
     And at most one for each time that oned did not hear of the one it had asked for.
     """
-    directory = world.bed.frontend.path(f"{DATASTORES}/{world.bed.images.id}")
-    found = {name for name in _names(directory) if not name.startswith(".")}
+    found = {
+        name
+        for datastore in world.images
+        for name in _names(world.bed.frontend.path(datastore.base_path))
+        if not name.startswith(".")
+    }
     expected = {os.path.basename(image.image.source) for image in world.model.images}
+    found -= {f"{name}.snap" for name in expected}  # looked at with the image
     if not found >= expected or len(found - expected) > world.lost_images:
-        raise Violation(f"the image datastore has {sorted(found)}, not {sorted(expected)}")
+        raise Violation(f"the image datastores have {sorted(found)}, not {sorted(expected)}")
 
 
 def _check_entries(world: World) -> None:
@@ -156,14 +166,16 @@ def _check_cache(world: World, host: str, limit: int) -> None:
 
     A file that lacks a record or can be written to is none of ours (``agent.cache.entry``).
     """
-    directory = world.node(host).path(f"{DATASTORES}/{world.bed.images.id}")
-    names, sizes = _names(directory), {}
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):  # who was killed cleans up still
-            facts = (directory / name).lstat()
-            is_entry = f".{name}.sidecar" in names and not facts.st_mode & 0o222
-            if name.startswith(".") or is_entry:
-                sizes[name] = facts.st_blocks * 512
+    sizes = {}
+    for datastore in world.images:
+        directory = world.node(host).path(datastore.base_path)
+        names = _names(directory)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # who was killed cleans up still
+                facts = (directory / name).lstat()
+                is_entry = f".{name}.sidecar" in names and not facts.st_mode & 0o222
+                if name.startswith(".") or is_entry:
+                    sizes[name] = facts.st_blocks * 512
     if sum(sizes.values()) > limit * MB + _RECORDS:
         listed = ", ".join(f"{name} {size / MB:.1f}" for name, size in sizes.items() if size)
         raise Violation(f"the cache of {host} has more than {limit} MB: {listed}")

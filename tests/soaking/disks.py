@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from tests.oned.life import Life
 from tests.oned.objects import Snapshots
+from tests.oned.reply import Reply
 from tests.soaking.faults import Actor
 from tests.soaking.images import add, give_back, made
 from tests.soaking.kinds import (
@@ -22,54 +27,91 @@ SECTOR = 512
 LARGEST = 10 * MB
 
 
+class Written(NamedTuple):
+    """Something that is written to a disk, as the `command` for qemu-io(1)."""
+
+    offset: int
+    data: bytes
+    command: str
+
+    @classmethod
+    def by_lot(cls, plan: Plan, disk: DiskModel) -> Written:
+        sectors = len(disk.now) // SECTOR
+        start = plan.rng.randrange(sectors)
+        length = min(plan.rng.choice([1, 8, 128, 129, 512, 2048]), sectors - start)
+        offset, count = start * SECTOR, length * SECTOR
+        if plan.chance(0.15):
+            return cls(offset, bytes(count), f"write -z {offset} {count}")
+        number = plan.rng.randrange(len(PATTERNS))
+        command = f"write -s {pattern_file(number)} {offset} {count}"
+        return cls(offset, PATTERNS[number][:count], command)
+
+    def by_guest(self, actor: Actor, vm: VmModel, disk: DiskModel) -> None:
+        """Let the guest of a VM that runs write it."""
+        actor.kvm.write(vm.vm, disk.number, self.command)
+        disk.write(self.offset, self.data)
+
+    def __str__(self) -> str:
+        return f"{len(self.data)} bytes at {self.offset}"
+
+
 @step(100)
 def write(plan: Plan) -> tuple[str, Work]:
     """The guest writes data or zeros; what is powered off is written to by qemu-io(1)."""
     vm = plan.vm(lambda vm: vm.runs or vm.is_off)
     disk = plan.disk(vm, lambda disk: True)
-    sectors = len(disk.now) // SECTOR
-    start = plan.rng.randrange(sectors)
-    length = min(plan.rng.choice([1, 8, 128, 129, 512, 2048]), sectors - start)
-    offset, count = start * SECTOR, length * SECTOR
-    if plan.chance(0.15):
-        data, command = bytes(count), f"write -z {offset} {count}"
-    else:
-        number = plan.rng.randrange(len(PATTERNS))
-        data = PATTERNS[number][:count]
-        command = f"write -s {pattern_file(number)} {offset} {count}"
+    new = Written.by_lot(plan, disk)
 
     def work(actor: Actor) -> None:
         if vm.runs:
-            actor.kvm.write(vm.vm, disk.number, command)
+            new.by_guest(actor, vm, disk)
         else:
-            argv = ["qemu-io", "-f", disk.format, "-c", command, plan.world.path(vm, disk)]
+            argv = ["qemu-io", "-f", disk.format, "-c", new.command, plan.world.path(vm, disk)]
             done = plan.world.place(vm).run(argv, check=False)
             if done.returncode:
                 raise Violation(f"{vm} disk {disk.number}: {done.stdout}{done.stderr}")
-        disk.write(offset, data)
+            disk.write(new.offset, new.data)
         plan.world.check_disk(vm, disk)
 
-    return f"{vm} disk {disk.number}, {count} bytes at {offset}", work
+    return f"{vm} disk {disk.number}, {new}", work
 
 
 @step(5)
 def snapshot(plan: Plan) -> tuple[str, Work]:
-    """onevm disk-snapshot-create."""
-    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    """onevm disk-snapshot-create; the guest of one that runs may write meanwhile."""
+    vm = plan.vm(lambda vm: not vm.is_away)
     disk = plan.disk(vm, lambda disk: len(disk.snapshots) < MOST_SNAPSHOTS and may_snap(disk))
-    plan.may_fail("tm.snap_create_live" if vm.runs else "tm.snap_create", needs=vm.host)
+    action = "tm.snap_create_live" if vm.runs else "tm.snap_create"
+    plan.may_fail(action, needs=vm.host, fills=vm.host)
+    writes = [Written.by_lot(plan, disk) for _ in range(4)] if vm.runs and plan.chance(0.6) else []
+    if plan.fault.loss:
+        writes.clear()  # the guest of a host that is full would stand still
 
     def work(actor: Actor) -> None:
+        first = len(disk.earlier)
+
+        def request(life: Life) -> Reply:
+            with ThreadPoolExecutor(1) as guest:
+                written = [guest.submit(each.by_guest, actor, vm, disk) for each in writes]
+                answer = life.snapshot(vm.vm, disk.disk)
+            for each in written:
+                each.result()
+            return answer
+
         def failed() -> None:
             disk.lost.add(listed(vm, disk).next_snapshot - 1)
             plan.world.check_disk(vm, disk)
 
-        actor.attempt(lambda life: life.snapshot(vm.vm, disk.disk), between=failed)
+        actor.attempt(request, lambda life: life.snapshot(vm.vm, disk.disk), failed)
         number = max(int(str(each["ID"])) for each in listed(vm, disk).snapshots)
-        disk.snapshots[number] = disk.now
+        path = f"{plan.world.path(vm, disk)}.snap/{number}"
+        moments = [disk.now, *disk.earlier[first:]]
+        found = plan.world.check_file(plan.world.place(vm), path, disk.format, *moments)
+        disk.snapshots[number] = found
         plan.world.check_disk_with_snapshots(vm, disk)
 
-    return f"{vm} disk {disk.number}{', running' * vm.runs}", work
+    how = f", running{f', {len(writes)} writes' * bool(writes)}" * vm.runs
+    return f"{vm} disk {disk.number}{how}", work
 
 
 @step(3)
@@ -78,7 +120,7 @@ def revert(plan: Plan) -> tuple[str, Work]:
     vm = plan.vm(lambda vm: (vm.runs or vm.is_off) and vm.has_snapshots)
     disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
     number = plan.rng.choice(sorted(disk.snapshots))
-    plan.may_fail("tm.snap_revert", needs=vm.host)
+    plan.may_fail("tm.snap_revert", needs=vm.host, fills=vm.host)
 
     def work(actor: Actor) -> None:
         new = disk.snapshots[number]
@@ -97,10 +139,10 @@ def revert(plan: Plan) -> tuple[str, Work]:
 @step(3)
 def delete_snapshot(plan: Plan) -> tuple[str, Work]:
     """onevm disk-snapshot-delete."""
-    vm = plan.vm(lambda vm: (vm.runs or vm.is_off) and vm.has_snapshots)
+    vm = plan.vm(lambda vm: not vm.is_away and vm.has_snapshots)
     disk = plan.disk(vm, lambda disk: bool(disk.snapshots))
     number = plan.rng.choice(sorted(disk.snapshots))
-    plan.may_fail("tm.snap_delete", needs=vm.host)
+    plan.may_fail("tm.snap_delete", needs=vm.host, fills=vm.host)
 
     def work(actor: Actor) -> None:
         actor.attempt(
@@ -118,11 +160,11 @@ def save_as(plan: Plan) -> tuple[str, Work]:
     """onevm disk-saveas, of the disk or of a snapshot."""
     if len(plan.model.images) >= MOST_IMAGES:
         raise NotNow
-    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    vm = plan.vm(lambda vm: True)
     disk = plan.disk(vm, lambda disk: disk.image is not None)
     number = plan.rng.choice([-1, *sorted(disk.snapshots)])
     content = disk.snapshots.get(number, disk.now)
-    plan.may_fail("tm.cpds", needs=vm.host)
+    plan.may_fail("tm.cpds", needs="" if vm.is_away else vm.host)
 
     def work(actor: Actor) -> None:
         image = made(actor, lambda life: life.save_as(vm.vm, disk.disk, number))
@@ -134,11 +176,12 @@ def save_as(plan: Plan) -> tuple[str, Work]:
 
 @step(2)
 def resize(plan: Plan) -> tuple[str, Work]:
-    """onevm disk-resize."""
-    vm = plan.vm(lambda vm: vm.is_off)
+    """onevm disk-resize, of one that runs by its hypervisor."""
+    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
     disk = plan.disk(vm, lambda disk: not disk.snapshots and len(disk.now) < LARGEST)
     size = len(disk.now) // MB + plan.rng.randint(1, 2)
-    plan.may_fail(needs=vm.host)
+    if vm.is_off:
+        plan.may_fail(needs=vm.host, fills=vm.host)
 
     def work(actor: Actor) -> None:
         new = padded(disk.now, size * MB)
@@ -158,7 +201,7 @@ def attach(plan: Plan) -> tuple[str, Work]:
     vm = plan.vm(lambda vm: vm.is_off and len(vm.disks) < MOST_DISKS)
     share_replica(plan)
     disk = new_disk(plan)
-    plan.may_fail(making(disk), needs=vm.host, uses=REPLICA)
+    plan.may_fail(making(disk), needs=vm.host, uses=REPLICA, fills=vm.host)
     assert disk.image
 
     def work(actor: Actor) -> None:
@@ -178,7 +221,9 @@ def detach(plan: Plan) -> tuple[str, Work]:
     vm = plan.vm(lambda vm: vm.is_off and len(vm.disks) > 1)
     disk = plan.disk(vm, lambda disk: True)
     image = disk.image if disk.is_persistent else None
-    plan.may_fail("tm.mvds" if image else "tm.delete", needs=vm.host if image else "")
+    plan.may_fail(
+        "tm.mvds" if image else "tm.delete", needs=vm.host if image else "", fills=vm.host
+    )
 
     def old_or_new() -> None:
         if image:
@@ -190,7 +235,6 @@ def detach(plan: Plan) -> tuple[str, Work]:
             between=old_or_new,
         )
         vm.disks.remove(disk)
-        vm.vm.snapshots = [each for each in vm.vm.snapshots if each.disk_id != disk.number]
         if image:
             give_back(plan.world, disk)
         plan.world.check_vm(vm)
@@ -205,7 +249,10 @@ def reshape(plan: Plan) -> tuple[str, Work]:
     """onestor flatten or thin."""
     vm = plan.vm(lambda vm: vm.is_off)
     disk = plan.disk(
-        vm, lambda disk: may_snap(disk) and disk.format == "qcow2" and not disk.snapshots
+        vm,
+        lambda disk: (
+            may_snap(disk) and disk.format == "qcow2" and not (disk.is_persistent or disk.snapshots)
+        ),
     )
     command = plan.rng.choice(["flatten", "thin"])
     share_replica(plan)
@@ -218,7 +265,7 @@ def reshape(plan: Plan) -> tuple[str, Work]:
 
 
 def may_snap(disk: DiskModel) -> bool:
-    return disk.image is not None and not disk.is_persistent
+    return disk.image is not None
 
 
 def listed(vm: VmModel, disk: DiskModel) -> Snapshots:

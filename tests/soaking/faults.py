@@ -1,16 +1,18 @@
-"""What goes wrong during a step: a process dies, an action is killed, a host is cut off."""
+"""What goes wrong during a step: a process dies, an action is killed, a host loses something."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from onestor_lib.agent import crashpoints
+from tests.cluster import Node
 from tests.oned.life import Life
 from tests.oned.mads import DatastoreMad, Mad, TransferMad, VmmTransfer
 from tests.oned.oned import Oned
@@ -18,44 +20,89 @@ from tests.oned.reply import Reply
 from tests.oned.runner import Call
 from tests.soaking.model import Violation
 from tests.soaking.world import IdleKvm, World
+from tests.testbed import DATASTORES
+
+
+class Loss(NamedTuple):
+    """What a host can lose, and get back."""
+
+    words: str
+    begin: Callable[[Node], object]
+    end: Callable[[Node], object]
+
+
+def _full(left: int) -> Loss:
+    """Datastores with no room but `left` bytes, or a little more."""
+
+    def fill_up(node: Node) -> None:
+        figures = os.statvfs(node.path(DATASTORES))
+        free = figures.f_bavail * figures.f_frsize - left
+        with node.path(_FILLER).open("wb") as file:
+            for metadata in (0, 1 << 18, 1 << 20, 1 << 22):  # of the file system, for the filler
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), 0, free - metadata)
+                    return
+        raise RuntimeError(f"{node.name} cannot be filled up")
+
+    def make_room(node: Node) -> None:
+        node.path(_FILLER).unlink()
+
+    return Loss(f"full but for {left >> 10} KiB", fill_up, make_room)
+
+
+_FILLER = f"{DATASTORES}/filler"
+LINK = Loss("cut off", Node.cut, Node.heal)
+POWER = Loss("without power", Node.kill, Node.start)
+ROOM = _full(0)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One of: a crash point, seconds after which oned's child is killed, a host that is cut off.
+    """One of: a crash point, oned's child that is killed, a host that loses something.
 
-    Of a crash point, `actions` are the kind of actions that pass it, datastore or tm; `is_needed`
-    says that nothing can be done without the host that is cut off.
+    Of a crash point, `actions` are the kind of actions that pass it, datastore or tm. Kills and
+    losses come `after` so many seconds; `is_needed` says that without what is lost from the
+    beginning nothing can be done.
     """
 
     crash_at: str = ""
     actions: str = ""
-    killed_after: float = 0.0
-    cut: str = ""
+    killed: bool = False
+    host: str = ""
+    loss: Loss | None = None
+    after: float = 0.0
     is_needed: bool = False
 
     def __str__(self) -> str:
+        after = f" after {self.after:.2f} s" if self.after else ""
         if self.crash_at:
             return f"dies at {self.crash_at}"
-        if self.killed_after:
-            return f"killed after {self.killed_after:.2f} s"
-        return f"{self.cut} cut off" if self.cut else ""
+        if self.killed:
+            return f"killed{after}"
+        return f"{self.host} {self.loss.words}{after}" if self.loss else ""
 
     def __bool__(self) -> bool:
         return self != Fault()
 
 
-def choose(rng: random.Random, actions: Sequence[str], hosts: Sequence[str], needed: str) -> Fault:
-    """A fault for a step that runs these actions of ``crashpoints``; one of `hosts` may be cut."""
-    sort = rng.random()
+def choose(
+    rng: random.Random, actions: Sequence[str], losses: Sequence[tuple[str, Loss]], needed: str
+) -> Fault:
+    """A fault for a step that runs these actions of ``crashpoints``, and needs a host's link."""
+    sort, after = rng.random(), rng.uniform(0.1, 0.5)
     passed = sorted({(name, action) for action in actions for name in crashpoints.names(action)})
-    if sort < 0.5 and passed:
+    if sort < 0.4 and passed:
         name, action = rng.choice(passed)
         return Fault(crash_at=name, actions=action.partition(".")[0])
-    if sort < 0.8 or not hosts:
-        return Fault(killed_after=rng.uniform(0.1, 0.5))
-    host = rng.choice(hosts)
-    return Fault(cut=host, is_needed=host == needed)
+    if sort < 0.65 or not losses:
+        return Fault(killed=True, after=after)
+    host, loss = rng.choice(losses)
+    if loss is ROOM:
+        loss, after = _full(rng.randrange(6) * (256 << 10)), 0.0
+    elif loss is LINK and rng.random() < 0.4:
+        after = 0.0
+    is_needed = loss is LINK and host == needed and not after
+    return Fault(host=host, loss=loss, after=after, is_needed=is_needed)
 
 
 class _Doomed(Mad):
@@ -120,26 +167,44 @@ class Actor:
         with self.trouble() as life:
             answer = request(life)
         if answer.success and self.fault.is_needed:
-            raise Violation(f"{answer.action} was a success without {self.fault.cut}")
+            raise Violation(f"{answer.action} was a success without {self.fault.host}")
         self.took_effect = not answer.success
         return self.took_effect
 
     @contextlib.contextmanager
     def trouble(self) -> Iterator[Life]:
         """oned while the step's fault is there."""
-        node = self.world.node(self.fault.cut) if self.fault.cut else None
-        if node:
-            node.cut()
-        try:
+        with contextlib.ExitStack() as stack:
+            if self.fault.loss:
+                stack.enter_context(self._lost(self.fault.loss))
             yield self._life(self.fault)
+
+    @contextlib.contextmanager
+    def _lost(self, loss: Loss) -> Iterator[None]:
+        """A host without something: from a moment on, if it comes to that, until all is done."""
+        node = self.world.node(self.fault.host)
+        begun = threading.Event()
+
+        def begin() -> None:
+            begun.set()
+            loss.begin(node)
+
+        timer = threading.Timer(self.fault.after, begin)
+        timer.start()
+        if not self.fault.after:
+            timer.join()
+        try:
+            yield
         finally:
-            if node:
-                node.heal()
+            timer.cancel()
+            timer.join()
+            if begun.is_set():
+                loss.end(node)
 
     def _life(self, fault: Fault) -> Life:
         bed = self.world.bed
         oned = Oned(bed.cloud, bed.frontend, hosts=bed.oned.hosts)
-        if fault.killed_after:
+        if fault.killed:
             oned.datastore_mad = self._doomed(_DoomedDatastoreMad)
             oned.transfer_mad = self._doomed(_DoomedTransferMad)
             oned.vmm = self._doomed(_DoomedVmm)
@@ -151,7 +216,7 @@ class Actor:
 
     def _doomed(self, kind: type[DoomedMad]) -> DoomedMad:
         mad = kind(self.world.bed.frontend, self.world.bed.cloud.version)
-        mad.after = self.fault.killed_after
+        mad.after = self.fault.after
         return mad
 
 

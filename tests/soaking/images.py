@@ -24,6 +24,7 @@ def register(plan: Plan) -> tuple[str, Work]:
     content = noise(plan.rng, plan.rng.randint(2, 5))
     image_format = plan.rng.choice(["qcow2", "qcow2", "raw"])
     persistent = plan.chance(0.2)
+    datastore = plan.rng.choice(plan.world.images)
     plan.may_fail("datastore.cp")
 
     def work(actor: Actor) -> None:
@@ -34,7 +35,7 @@ def register(plan: Plan) -> tuple[str, Work]:
             bed.frontend.run([*argv, f"{path}.raw", f"{path}.qcow2"])
         file = f"{path}.{image_format}"
         image = made(
-            actor, lambda life: life.oned.create_image(file, bed.images, persistent=persistent)
+            actor, lambda life: life.oned.create_image(file, datastore, persistent=persistent)
         )
         bed.frontend.run(["rm", "-f", f"{path}.raw", f"{path}.qcow2"])
         add(plan, image, content)
@@ -49,10 +50,11 @@ def clone_image(plan: Plan) -> tuple[str, Work]:
         raise NotNow
     original = plan.image(lambda image: not (image.image.persistent and image.in_use))
     content = original.content
+    datastore = plan.rng.choice(plan.world.images)
     plan.may_fail("datastore.cp")
 
     def work(actor: Actor) -> None:
-        image = made(actor, lambda life: life.oned.clone_image(original.image))
+        image = made(actor, lambda life: life.oned.clone_image(original.image, datastore))
         add(plan, image, content)
 
     return f"image {original.image.id}", work
@@ -73,6 +75,31 @@ def remove_image(plan: Plan) -> tuple[str, Work]:
             raise Violation(f"image {gone.image.id} is there still")
 
     return f"image {gone.image.id}", work
+
+
+@step(3)
+def image_snapshot(plan: Plan) -> tuple[str, Work]:
+    """oneimage snapshot-delete, -revert or -flatten, of what has come back with its disk."""
+    chosen = plan.own_image(lambda image: bool(image.snapshots) and not image.in_use)
+    number = plan.rng.choice(sorted(chosen.snapshots))
+    action = plan.rng.choice(["snap_delete", "snap_revert", "snap_flatten"])
+    content = chosen.content if action == "snap_delete" else chosen.snapshots[number]
+    plan.may_fail()
+
+    def work(actor: Actor) -> None:
+        actor.attempt(
+            lambda life: life.oned.snapshot_action(action, chosen.image, number),
+            between=lambda: plan.world.check_image(chosen, chosen.content, content),
+        )
+        chosen.content = content
+        if action == "snap_delete":
+            del chosen.snapshots[number]
+        elif action == "snap_flatten":
+            chosen.snapshots.clear()
+            chosen.lost.clear()
+        plan.world.check_image(chosen)
+
+    return f"{action} of image {chosen.image.id}, {number}", work
 
 
 def made(actor: Actor, make: Callable[[Life], Image]) -> Image:
@@ -104,10 +131,10 @@ def add(plan: Plan, image: Image, content: bytes) -> None:
 
 
 def give_back(world: World, disk: DiskModel) -> None:
-    """The image of a persistent disk has its content from now on, and its size."""
+    """The image of a persistent disk has its content from now on, its snapshots and its size."""
     image = disk.image
     assert image
-    image.content = disk.now
+    image.content, image.snapshots, image.lost = disk.now, dict(disk.snapshots), set(disk.lost)
     image.image.size = len(disk.now) // MB
     world.bed.cloud.save(image.image)
     world.check_image(image)

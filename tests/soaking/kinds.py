@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.soaking.model import MB, DiskModel, padded
+from tests.soaking.model import MB, DiskModel
 from tests.soaking.plan import Plan, Work
 from tests.soaking.world import REPLICA
 
@@ -67,7 +67,7 @@ def new_disk(plan: Plan) -> DiskModel:
         attributes["RECOVERY_SNAPSHOT_FREQ"] = "1"
     disk = plan.world.bed.cloud.image_disk(image.image, **attributes)
     size = int(attributes["SIZE"]) * MB if "SIZE" in attributes else len(image.content)
-    return DiskModel(disk, image, padded(image.content, size))
+    return DiskModel.of(disk, image, size)
 
 
 def making(disk: DiskModel) -> str:

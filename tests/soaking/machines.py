@@ -70,6 +70,8 @@ def damage(plan: Plan) -> tuple[str, Work]:
         if node.exists(entry_of(image.image)) and node.exists(companion(image.image, "sidecar")):
             tamper(world, host, image, how)
             world.tampered.add(os.path.basename(image.image.source))
+            if how == "rotten":
+                world.rotten.add(image.born)
 
     return f"{host}, image {image.image.id}: {how}", work
 

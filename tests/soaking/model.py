@@ -16,11 +16,13 @@ class Violation(AssertionError):
 
 @dataclass
 class ImageModel:
-    """An image; `born` is the number of the step that made it."""
+    """An image; `born` is the number of the step that made it. See DiskModel for the others."""
 
     born: int
     image: Image
     content: bytes
+    snapshots: dict[int, bytes] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -61,6 +63,13 @@ class DiskModel:
         """Whether it shall have recovery copies."""
         return "RECOVERY_SNAPSHOT_FREQ" in self.disk.attributes
 
+    @classmethod
+    def of(cls, disk: Disk, image: ImageModel, size: int) -> DiskModel:
+        """A new disk of an image, `size` bytes large; snapshots come with what is persistent."""
+        new = cls(disk, image, padded(image.content, size))
+        new._take_snapshots()
+        return new
+
     def become(self, content: bytes) -> None:
         """Hold something else from now on."""
         self.earlier.append(self.now)
@@ -78,8 +87,12 @@ class DiskModel:
         size = len(self.now)
         fresh = self.image.content if self.image else b""
         self.become(padded(self.copied if self.copied is not None else fresh, size))
-        self.snapshots.clear()
-        self.lost.clear()
+        self._take_snapshots()
+
+    def _take_snapshots(self) -> None:
+        image = self.image if self.is_persistent else None
+        self.snapshots = dict(image.snapshots) if image else {}
+        self.lost = set(image.lost) if image else set()
 
     def may_be_copied_as(self) -> list[bytes]:
         """What a copy may show that was made since copies were looked at."""
@@ -112,8 +125,18 @@ class VmModel:
         return self.vm.state == objects.POWEROFF
 
     @property
-    def is_undeployed(self) -> bool:
-        return self.vm.state == objects.UNDEPLOYED
+    def is_suspended(self) -> bool:
+        return self.vm.state == objects.SUSPENDED
+
+    @property
+    def is_away(self) -> bool:
+        """Stopped or undeployed: what it has is on the front-end."""
+        return self.vm.state in (objects.STOPPED, objects.UNDEPLOYED)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether its memory lies beside its disks."""
+        return self.vm.state in (objects.SUSPENDED, objects.STOPPED)
 
     @property
     def has_snapshots(self) -> bool:
@@ -137,7 +160,7 @@ class Model:
 
     def on(self, host: str) -> list[VmModel]:
         """The VMs that have their disks on a host."""
-        return [vm for vm in self.vms if vm.host == host and not vm.is_undeployed]
+        return [vm for vm in self.vms if vm.host == host and not vm.is_away]
 
 
 def padded(content: bytes, size: int) -> bytes:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, Union
 
 from tests.soaking import faults
-from tests.soaking.faults import Actor, Fault
+from tests.soaking.faults import LINK, POWER, ROOM, Actor, Fault
 from tests.soaking.model import DiskModel, ImageModel, VmModel
-from tests.soaking.world import HYPERVISORS, World
+from tests.soaking.world import HYPERVISORS, SMALL, World
 
 Key = tuple[str, Union[int, str]]
 Work = Callable[[Actor], None]
@@ -125,18 +125,25 @@ class Plan:
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
 
-    def may_fail(self, *actions: str, needs: str = "", uses: str = "") -> None:
+    def may_fail(self, *actions: str, needs: str = "", uses: str = "", fills: str = "") -> None:
         """Let something go wrong, if it is this step's turn.
 
-        A process may die at a crash point of one of the `actions`; a host that the step `needs`, or
-        the replica that it `uses` if it is there, may be cut off, if nobody else works there.
+        A process may die at a crash point of one of the `actions`. Where nobody else works, a host
+        that the step `needs` may be cut off, one that it `fills` may be full, and the replica that
+        it `uses` if it is there may lose whatever there is.
         """
         if not self._faulty:
             return
-        hosts = [host for host in (needs, uses) if host and self.claims.shared["host", host] == 1]
-        self.fault = faults.choose(self.rng, actions, hosts, needed=needs)
-        if self.fault.cut:
-            self.take_over(("host", self.fault.cut))
+        losses = [(needs, LINK), (uses, LINK), (uses, POWER)]
+        losses += [(host, ROOM) for host in (uses, fills) if host in SMALL]
+        possible = [each for each in losses if each[0] and self._is_ours(each[0])]
+        self.fault = faults.choose(self.rng, actions, possible, needed=needs)
+        if self.fault.loss:
+            self.take_over(("host", self.fault.host))
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether no other step works on a host."""
+        return self.claims.shared["host", host] == 1
 
     def _by_lot(self, found: Sequence[Thing]) -> Thing:
         if not found:

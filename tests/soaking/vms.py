@@ -32,6 +32,7 @@ def instantiate(plan: Plan) -> tuple[str, Work]:
     share_replica(plan)
     disks = [new_disk(plan) for _ in range(rng.choice([1, 1, 2]))]
     actions = [making(disk) for disk in disks]
+    datastore = rng.choice(world.systems)
     if plan.chance(0.15):
         disks.append(DiskModel(world.bed.cloud.volatile_disk(2), None, bytes(2 * MB)))
     plan.may_fail(*actions, needs=host, uses=REPLICA)
@@ -43,7 +44,7 @@ def instantiate(plan: Plan) -> tuple[str, Work]:
     plan.take(new.key)
 
     def work(actor: Actor) -> None:
-        if actor.fails(lambda life: life.instantiate(vm, host, world.bed.system)):
+        if actor.fails(lambda life: life.instantiate(vm, host, datastore)):
             world.check_whole(new, disks)
             if is_given_up:
                 require_success(*actor.life.oned.recover_delete(vm))
@@ -68,23 +69,36 @@ def power_off(plan: Plan) -> tuple[str, Work]:
     return str(vm), work
 
 
-@step(6)
+@step(2)
+def suspend(plan: Plan) -> tuple[str, Work]:
+    """onevm suspend: its memory lies beside its disks then."""
+    vm = plan.vm(lambda vm: vm.runs)
+    share_block_jobs(plan)
+
+    def work(actor: Actor) -> None:
+        actor.life.suspend(vm.vm)
+        plan.world.check_vm(vm)
+
+    return str(vm), work
+
+
+@step(8)
 def power_on(plan: Plan) -> tuple[str, Work]:
-    """onevm resume of a VM that is powered off."""
-    vm = plan.vm(lambda vm: vm.is_off)
+    """onevm resume of a VM that is powered off or suspended."""
+    vm = plan.vm(lambda vm: vm.is_off or vm.is_suspended)
 
     def work(actor: Actor) -> None:
         require_success(actor.life.power_on(vm.vm))
         plan.world.check_vm(vm)
 
-    return str(vm), work
+    return f"{vm}{', suspended' * vm.is_suspended}", work
 
 
 @step(6)
 def terminate(plan: Plan) -> tuple[str, Work]:
     """onevm terminate: what is persistent goes back to its image."""
     world = plan.world
-    vm = plan.vm(lambda vm: len(plan.model.vms) > FEWEST and (vm.runs or vm.is_off))
+    vm = plan.vm(lambda vm: len(plan.model.vms) > FEWEST and not vm.is_away)
     kept = [disk for disk in vm.disks if disk.is_persistent]
     plan.may_fail(*(["tm.mvds"] if kept else []), "tm.delete")
 
@@ -109,76 +123,85 @@ def terminate(plan: Plan) -> tuple[str, Work]:
 def delete(plan: Plan) -> tuple[str, Work]:
     """onevm recover --delete: persistent images stay as they were."""
     world = plan.world
-    vm = plan.vm(lambda vm: len(plan.model.vms) > FEWEST and (vm.runs or vm.is_off))
+    vm = plan.vm(lambda vm: len(plan.model.vms) > FEWEST)
+    host = world.place(vm).name
 
     def work(actor: Actor) -> None:
         if vm.runs:
             actor.kvm.shutdown(vm.vm, vm.host)
         require_success(*actor.life.oned.recover_delete(vm.vm))
         plan.model.vms.remove(vm)
-        world.check_gone(vm, vm.host)
+        world.check_gone(vm, host)
         for disk in vm.disks:
             if disk.image and disk.is_persistent:
                 world.check_image(disk.image)
 
-    return f"{vm} on {vm.host}", work
+    return f"{vm} on {host}", work
 
 
-@step(2)
-def undeploy(plan: Plan) -> tuple[str, Work]:
-    """onevm undeploy: to the front-end."""
+@step(3)
+def take_away(plan: Plan) -> tuple[str, Work]:
+    """onevm undeploy, or stop with its memory: to the front-end."""
     vm = plan.vm(lambda vm: vm.runs or vm.is_off)
-    host = vm.host
+    host, is_stop = vm.host, vm.runs and plan.chance(0.5)
     share_block_jobs(plan)
     plan.may_fail("tm.mv", needs=host)
 
     def work(actor: Actor) -> None:
-        actor.attempt(lambda life: life.undeploy(vm.vm), lambda life: life.retry_undeploy(vm.vm))
+        actor.attempt(
+            lambda life: life.stop(vm.vm) if is_stop else life.undeploy(vm.vm),
+            lambda life: life.retry_epilog(vm.vm),
+        )
         plan.world.check_vm(vm)
         plan.world.check_gone(vm, host)
 
-    return f"{vm} from {host}", work
+    return f"{vm} from {host}{', with its memory' * is_stop}", work
 
 
-@step(4)
+@step(5)
 def resume(plan: Plan) -> tuple[str, Work]:
-    """onevm resume of what is undeployed, on any host."""
-    vm = plan.vm(lambda vm: vm.is_undeployed)
-    host, front_end = plan.host(), plan.world.bed.frontend.name
+    """onevm resume of what is stopped or undeployed, on any host and datastore."""
+    vm = plan.vm(lambda vm: vm.is_away)
+    host, front_end, restore = plan.host(), plan.world.bed.frontend.name, vm.has_checkpoint
+    datastore = plan.rng.choice(plan.world.systems)
+    old = plan.world.directory(vm)
     plan.may_fail("tm.mv", needs=host)
 
     def work(actor: Actor) -> None:
         actor.attempt(
-            lambda life: life.resume(vm.vm, host),
-            lambda life: life.retry_move(vm.vm, front_end, objects.ACTIVE),
+            lambda life: life.resume(vm.vm, host, datastore),
+            lambda life: life.retry_move(vm.vm, front_end, objects.ACTIVE, restore=restore),
             lambda: plan.world.check_whole(vm, vm.disks, where=host),
         )
         plan.world.check_vm(vm)
-        plan.world.check_gone(vm, front_end)
+        plan.world.check_gone(vm, front_end, old)
 
-    return f"{vm} on {host}", work
+    return f"{vm} on {host}, datastore {datastore.id}{', with its memory' * restore}", work
 
 
-@step(4)
+@step(5)
 def migrate(plan: Plan) -> tuple[str, Work]:
-    """onevm migrate, of a VM that is powered off or runs."""
-    vm = plan.vm(lambda vm: vm.is_off or vm.runs)
-    old, new, runs = vm.host, plan.host(vm.host), vm.runs
-    if runs:
+    """onevm migrate, to another host, datastore or both, of a VM that runs or does not."""
+    vm = plan.vm(lambda vm: not vm.is_away)
+    old, state = vm.host, vm.vm.state
+    datastore = plan.rng.choice(plan.world.systems)
+    is_elsewhere = datastore.id != vm.vm.history[-1].ds_id
+    new = old if is_elsewhere and plan.chance(0.3) else plan.host(old)
+    directory = plan.world.directory(vm)
+    if vm.runs:
         share_block_jobs(plan)
     plan.may_fail("tm.mv", needs=plan.rng.choice([old, new]))
 
     def work(actor: Actor) -> None:
-        after = objects.ACTIVE if runs else objects.POWEROFF
         actor.attempt(
-            lambda life: life.migrate(vm.vm, new),
-            lambda life: life.retry_move(vm.vm, old, after, restore=runs),
+            lambda life: life.migrate(vm.vm, new, datastore),
+            lambda life: life.retry_move(vm.vm, old, state, restore=state == objects.ACTIVE),
             lambda: plan.world.check_whole(vm, vm.disks, where=new),
         )
         plan.world.check_vm(vm)
-        plan.world.check_gone(vm, old)
+        plan.world.check_gone(vm, old, directory)
 
-    return f"{vm} from {old} to {new}{', running' * runs}", work
+    return f"{vm} from {old} to {new}, datastore {datastore.id}{', running' * vm.runs}", work
 
 
 @step(2)
@@ -205,7 +228,7 @@ def migrate_live(plan: Plan) -> tuple[str, Work]:
 @step(1)
 def recreate(plan: Plan) -> tuple[str, Work]:
     """onevm recover --recreate while its host lives."""
-    vm = plan.vm(lambda vm: vm.runs or vm.is_off)
+    vm = plan.vm(lambda vm: not vm.is_away)
     new = plan.host()
     share_replica(plan)
     share_block_jobs(plan)  # a pass that is under way may still make a copy that is used
@@ -224,12 +247,13 @@ def recreate(plan: Plan) -> tuple[str, Work]:
 
 def come_back(actor: Actor, world: World, vm: VmModel, new: str) -> None:
     """What was copied comes back as it was copied, the rest as its image is."""
+    datastore = world.bed.cloud.datastores[vm.vm.history[-1].ds_id]
     require_success(*actor.life.oned.recover_recreate(vm.vm))
-    vm.vm.snapshots.clear()
     for disk in vm.disks:
         disk.start_over()
+        world.bed.cloud.take_snapshots(vm.vm, disk.disk)
     actor.attempt(
-        lambda life: life.instantiate(vm.vm, new, world.bed.system),
+        lambda life: life.instantiate(vm.vm, new, datastore),
         lambda life: life.retry_prolog(vm.vm),
         lambda: world.check_whole(vm, vm.disks),
     )

@@ -18,6 +18,9 @@ from tests.testbed import AGENT, DATASTORES, LOG, Testbed, running_testbed
 
 HYPERVISORS = ("host01", "host02", "host03")
 REPLICA = "host04"
+# Machines whose datastores are small enough to be filled up, and on which file system.
+SMALL = {"host01": "ext4", "host02": "xfs+reflink", REPLICA: "ext4"}
+_SMALL_MB = 1024
 HOST_CACHE_MB, REPLICA_CACHE_MB = 14, 20
 # What guests write: no two sectors are the same.
 PATTERNS = [random.Random(number).randbytes(1 << 20) for number in range(4)]
@@ -63,8 +66,12 @@ class World:
     def __init__(self, bed: Testbed) -> None:
         self.bed = bed
         self.model = Model()
+        cloud = bed.cloud
+        self.systems = [bed.system, cloud.add_system_datastore("more_system", id=104)]
+        self.images = [bed.images, cloud.add_image_datastore("more_images", id=105)]
         self.lost_images = 0  # files of images that were made, but oned never heard of it
         self.tampered: set[str] = set()  # names in caches that were not verified since
+        self.rotten: set[int] = set()  # images that had other content in the replica's cache
         self._log_read = 0
         self.kvm = IdleKvm(bed.frontend, {name: bed.cluster.node(name) for name in HYPERVISORS})
 
@@ -76,13 +83,17 @@ class World:
         self.bed.clean()
         self.model, self._log_read, self.lost_images = Model(), 0, 0
         self.tampered.clear()
+        self.rotten.clear()
         self.bed.configure(_IMPATIENT)
-        self.bed.system.template.update(
-            REPLICA_HOST=REPLICA,
-            HOST_CACHE_MAX_SIZE_MB=str(HOST_CACHE_MB),
-            REPLICA_MAX_SIZE_MB=str(REPLICA_CACHE_MB),
-        )
-        self.bed.cloud.save(self.bed.system)
+        for datastore in self.systems:
+            datastore.template.update(
+                REPLICA_HOST=REPLICA,
+                HOST_CACHE_MAX_SIZE_MB=str(HOST_CACHE_MB),
+                REPLICA_MAX_SIZE_MB=str(REPLICA_CACHE_MB),
+            )
+        for datastore in self.images:
+            datastore.images.clear()
+        self.bed.cloud.save(*self.systems, *self.images)
         for node in self.bed.cluster.nodes:
             for number, pattern in enumerate(PATTERNS):
                 node.write(pattern_file(number), pattern)
@@ -98,12 +109,16 @@ class World:
     def node(self, name: str) -> Node:
         return self.bed.cluster.node(name)
 
+    def directory(self, vm: VmModel) -> str:
+        """Where the VM's disks are, on its host or on the front-end."""
+        return self.kvm.directory(vm.vm)
+
     def path(self, vm: VmModel, disk: DiskModel) -> str:
-        return f"{self.kvm.directory(vm.vm)}/disk.{disk.number}"
+        return f"{self.directory(vm)}/disk.{disk.number}"
 
     def place(self, vm: VmModel) -> Node:
         """The machine that has the VM's disks."""
-        return self.bed.frontend if vm.is_undeployed else self.node(vm.host)
+        return self.bed.frontend if vm.is_away else self.node(vm.host)
 
     def onestor(self, *words: str) -> str:
         """Run the command of people; what it says."""
@@ -113,10 +128,14 @@ class World:
             raise Violation(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
         return done.stdout + done.stderr
 
-    def content(self, node: Node, path: str, image_format: str) -> bytes:
-        """What a guest sees of a file, with all that lies below it."""
+    def content(self, node: Node, path: str, image_format: str, *, base: str = "") -> bytes:
+        """What a guest sees of a file, with all that lies below it, or with another `base`."""
         copy = f"/var/tmp/soak-{uuid.uuid4().hex}"
-        argv = ["qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", path, copy]
+        source = ["-f", image_format, path]
+        if base:
+            layers = f"driver=qcow2,file.filename={path},backing.driver=qcow2"
+            source = ["--image-opts", f"{layers},backing.file.filename={base}"]
+        argv = ["qemu-img", "convert", "-U", "-O", "raw", *source, copy]
         try:
             done = node.run(argv, check=False)
             if done.returncode:
@@ -126,11 +145,12 @@ class World:
             with contextlib.suppress(OSError):
                 os.unlink(node.path(copy))
 
-    def check_file(self, node: Node, path: str, image_format: str, *allowed: bytes) -> None:
-        """A file must hold one of the contents that are allowed."""
+    def check_file(self, node: Node, path: str, image_format: str, *allowed: bytes) -> bytes:
+        """A file must hold one of the contents that are allowed; which one it is."""
         found = self.content(node, path, image_format)
         if found not in allowed:
             raise Violation(f"{node.name}:{path}: {difference(found, allowed[0])}")
+        return found
 
     def check_disk(self, vm: VmModel, disk: DiskModel, *allowed: bytes) -> None:
         """A disk must hold what the model says, or one of the contents that are `allowed`."""
@@ -139,13 +159,18 @@ class World:
 
     def check_snapshots(self, vm: VmModel, disk: DiskModel) -> None:
         """A disk has the snapshots that the model has, and each holds what it held."""
-        node, directory = self.place(vm), f"{self.path(vm, disk)}.snap"
+        self._check_beside(self.place(vm), self.path(vm, disk), disk.format, disk)
+
+    def _check_beside(
+        self, node: Node, path: str, image_format: str, model: DiskModel | ImageModel
+    ) -> None:
+        directory = f"{path}.snap"
         names = set(os.listdir(node.path(directory))) if node.exists(directory) else set()
         found = {int(name) for name in names if name.isdigit()}
-        if found - disk.lost != set(disk.snapshots):
-            raise Violation(f"{vm} disk {disk.number} has the snapshots {sorted(found)}")
-        for number, content in disk.snapshots.items():
-            self.check_file(node, f"{directory}/{number}", disk.format, content)
+        if found - model.lost != set(model.snapshots):
+            raise Violation(f"{node.name}:{path} has the snapshots {sorted(found)}")
+        for number, content in model.snapshots.items():
+            self.check_file(node, f"{directory}/{number}", image_format, content)
 
     def check_disk_with_snapshots(self, vm: VmModel, disk: DiskModel) -> None:
         self.check_disk(vm, disk)
@@ -170,15 +195,17 @@ class World:
                     if node.exists(path):
                         raise
 
-    def check_gone(self, vm: VmModel, host: str) -> None:
-        """A host has nothing of a VM any more."""
-        if self.node(host).exists(self.kvm.directory(vm.vm)):
+    def check_gone(self, vm: VmModel, host: str, directory: str = "") -> None:
+        """A host has nothing of a VM any more, where its directory is or was."""
+        if self.node(host).exists(directory or self.directory(vm)):
             raise Violation(f"{vm} is on {host} still")
 
     def check_image(self, image: ImageModel, *allowed: bytes) -> None:
-        path = entry_of(image.image)
-        allowed = allowed or (image.content,)
-        self.check_file(self.bed.frontend, path, image.image.format, *allowed)
+        """An image must hold what the model says, with its snapshots, or what is `allowed`."""
+        node, path, image_format = self.bed.frontend, entry_of(image.image), image.image.format
+        self.check_file(node, path, image_format, *(allowed or (image.content,)))
+        if not allowed:
+            self._check_beside(node, path, image_format, image)
 
     def copy_of(self, vm: VmModel, disk: DiskModel) -> str:
         """The youngest recovery copy of a disk on the replica; "" for none."""
@@ -194,6 +221,22 @@ class World:
                 return f"{COPIES}/{vm.vm.id}/{prefix}{max(points)}/disk.{disk.number}"
         return ""
 
+    def _copied(self, disk: DiskModel, path: str) -> bytes:
+        """What a recreate makes of a recovery copy.
+
+        Its base on the replica is another name for what the cache there had. Where that was rotten
+        already the base comes from elsewhere, because its digest is on record.
+        """
+        node = self.node(REPLICA)
+        if not (disk.image and disk.image.born in self.rotten and node.exists(f"{path}.base")):
+            return self.content(node, path, disk.format)
+        origin = f"/var/tmp/soak-{uuid.uuid4().hex}"
+        node.write(origin, self.bed.frontend.read(entry_of(disk.image.image)))
+        try:
+            return self.content(node, path, disk.format, base=origin)
+        finally:
+            os.unlink(node.path(origin))
+
     def settle_copies(self, must: bool) -> None:
         """Learn what the recovery copies show; with `must`, each disk that asks has a present one.
 
@@ -203,7 +246,7 @@ class World:
             for disk in vm.disks:
                 path = self.copy_of(vm, disk) if disk.asks else ""
                 if path:
-                    found = self.content(self.node(REPLICA), path, disk.format)
+                    found = self._copied(disk, path)
                     if found in ([disk.now] if must and vm.runs else disk.may_be_copied_as()):
                         disk.copied = found
                     elif found != disk.copied or (must and vm.runs):
@@ -224,6 +267,8 @@ class World:
 def running_world() -> Iterator[World]:
     """Bring it up; everything is gone behind the block."""
     with running_testbed(hosts=4) as bed:
+        for name, file_system in SMALL.items():
+            bed.cluster.node(name).mount_datastores(_SMALL_MB, file_system)
         world = World(bed)
         world.kvm.start()
         world.begin()
