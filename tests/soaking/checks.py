@@ -149,7 +149,7 @@ def _check_origins(world: World) -> None:
 
 def _check_entries(world: World) -> None:
     """Once they are verified, caches have of each image what its datastore has."""
-    world.onestor("cache", "verify")
+    world.verify_caches()
     world.tampered.clear()
     for host in (*HYPERVISORS, REPLICA):
         for image in world.model.images:

@@ -82,7 +82,7 @@ def verify(plan: Plan) -> tuple[str, Work]:
     share_all(plan)
 
     def work(actor: Actor) -> None:
-        plan.world.onestor("cache", "verify")
+        plan.world.verify_caches()
 
     return "", work
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 
@@ -120,13 +121,24 @@ class World:
         """The machine that has the VM's disks."""
         return self.bed.frontend if vm.is_away else self.node(vm.host)
 
-    def onestor(self, *words: str) -> str:
-        """Run the command of people; what it says."""
+    def onestor(self, *words: str, excused: str = "") -> str:
+        """Run the command of people; what it says.
+
+        It must not fail, but for what `excused`, a regular expression, finds in each line that has
+        the word "failed".
+        """
         argv = ["onestor", *words]
         done = self.bed.frontend.run(argv, env=AGENT, check=False, timeout=_TIMEOUT)
-        if done.returncode:
-            raise Violation(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
-        return done.stdout + done.stderr
+        said = done.stdout + done.stderr
+        failed = [line for line in said.splitlines() if " failed " in line]
+        is_excused = failed and excused and all(re.search(excused, line) for line in failed)
+        if done.returncode and not is_excused:
+            raise Violation(f"{' '.join(argv)}: {said.strip()}")
+        return said
+
+    def verify_caches(self) -> None:
+        """onestor cache verify; where all the rest is in use there is no room for a repair."""
+        self.onestor("cache", "verify", excused="MB needed")
 
     def content(self, node: Node, path: str, image_format: str, *, base: str = "") -> bytes:
         """What a guest sees of a file, with all that lies below it, or with another `base`."""
