@@ -285,7 +285,7 @@ class Cloud:
                 vm.snapshots.append(replace(copy.deepcopy(known), disk_id=disk.id))
 
     def return_snapshots(self, vm: Vm, disk: Disk) -> None:
-        """Let a persistent image have the snapshots of the disk that went back to it."""
+        """Let a persistent image have the list of snapshots that its disk had last."""
         if disk.image_id is not None and disk.saved:
             found = [each for each in vm.snapshots if each.disk_id == disk.id]
             kept = copy.deepcopy(found[0]) if found else Snapshots()

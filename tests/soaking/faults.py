@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -53,7 +54,7 @@ def _full(left: int) -> Loss:
 _FILLER = f"{DATASTORES}/filler"
 LINK = Loss("cut off", Node.cut, Node.heal)
 POWER = Loss("without power", Node.kill, Node.start)
-ROOM = _full(0)
+ROOM = _full(0)  # how much it is full is drawn when it is chosen
 
 
 @dataclass(frozen=True)
@@ -183,23 +184,24 @@ class Actor:
     def _lost(self, loss: Loss) -> Iterator[None]:
         """A host without something: from a moment on, if it comes to that, until all is done."""
         node = self.world.node(self.fault.host)
-        begun = threading.Event()
+        is_over = threading.Event()
 
-        def begin() -> None:
-            begun.set()
+        def begin() -> bool:
+            if is_over.wait(self.fault.after):
+                return False
             loss.begin(node)
+            return True
 
-        timer = threading.Timer(self.fault.after, begin)
-        timer.start()
-        if not self.fault.after:
-            timer.join()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-            if begun.is_set():
-                loss.end(node)
+        with ThreadPoolExecutor(1) as pool:
+            begun = pool.submit(begin)
+            if not self.fault.after:
+                begun.result()
+            try:
+                yield
+            finally:
+                is_over.set()
+                if begun.result():
+                    loss.end(node)
 
     def _life(self, fault: Fault) -> Life:
         bed = self.world.bed

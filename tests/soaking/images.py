@@ -24,7 +24,7 @@ def register(plan: Plan) -> tuple[str, Work]:
     content = noise(plan.rng, plan.rng.randint(2, 5))
     image_format = plan.rng.choice(["qcow2", "qcow2", "raw"])
     persistent = plan.chance(0.2)
-    datastore = plan.rng.choice(plan.world.images)
+    datastore = plan.rng.choice(plan.world.image_datastores)
     plan.may_fail("datastore.cp")
 
     def work(actor: Actor) -> None:
@@ -48,9 +48,11 @@ def clone_image(plan: Plan) -> tuple[str, Work]:
     """oneimage clone."""
     if len(plan.model.images) >= MOST_IMAGES:
         raise NotNow
-    original = plan.image(lambda image: not (image.image.persistent and image.in_use))
+    original = plan.image(
+        lambda image: not ((image.image.persistent and image.in_use) or image.snapshots)
+    )
     content = original.content
-    datastore = plan.rng.choice(plan.world.images)
+    datastore = plan.rng.choice(plan.world.image_datastores)
     plan.may_fail("datastore.cp")
 
     def work(actor: Actor) -> None:
@@ -126,6 +128,8 @@ def made(actor: Actor, make: Callable[[Life], Image]) -> Image:
 def add(plan: Plan, image: Image, content: bytes) -> None:
     """Let an image that has just been made be one of the model's."""
     new = ImageModel(plan.number, image, content)
+    if f"/{image.datastore_id}/" not in entry_of(image):
+        raise Violation(f"image {image.id} is {image.source}, in another datastore")
     plan.world.check_image(new)
     plan.model.images.append(new)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
-from tests.drivers.conftest import companion, entry_of
+from onestor_lib.agent.cache.entry import Entry
+from tests.drivers.conftest import entry_of
 from tests.oned import probe
 from tests.soaking.faults import Actor
 from tests.soaking.kinds import share_block_jobs, share_replica, step
-from tests.soaking.model import ImageModel, Violation
+from tests.soaking.model import Violation
 from tests.soaking.plan import NotNow, Plan, Work
 from tests.soaking.vms import come_back
-from tests.soaking.world import HYPERVISORS, REPLICA, World
+from tests.soaking.world import HYPERVISORS, REPLICA
 
 
 @step(2)
@@ -66,9 +68,8 @@ def damage(plan: Plan) -> tuple[str, Work]:
     how = plan.rng.choice([*ways, "rotten"] if host == REPLICA else ways)
 
     def work(actor: Actor) -> None:
-        node = world.node(host)
-        if node.exists(entry_of(image.image)) and node.exists(companion(image.image, "sidecar")):
-            tamper(world, host, image, how)
+        entry = Entry(world.node(host).path(entry_of(image.image)))
+        if entry.image.exists() and entry.sidecar.exists() and tamper(entry, how):
             world.tampered.add(os.path.basename(image.image.source))
             if how == "rotten":
                 world.rotten.add(image.born)
@@ -145,30 +146,32 @@ def share_all(plan: Plan) -> None:
         plan.share(("host", host))
 
 
-def tamper(world: World, host: str, image: ImageModel, how: str) -> None:
-    """Change what a cache has of an image; the file of VMs that share it stays as it is."""
-    node, path = world.node(host), entry_of(image.image)
-    entry, sidecar = node.path(path), node.path(companion(image.image, "sidecar"))
+def tamper(entry: Entry, how: str) -> bool:
+    """Change what a cache has of an image; the file of VMs that share it stays as it is.
+
+    Whether that was possible.
+    """
+    image, facts = entry.image, entry.image.stat()
     if how == "gone":
-        entry.unlink()
+        image.unlink()
     elif how == "sidecar gone":
-        sidecar.unlink()
+        entry.sidecar.unlink()
     elif how == "sidecar odd":
-        sidecar.write_text("nonsense")
+        entry.sidecar.write_text("nonsense")
     elif how == "rotten":
-        facts = entry.stat()
         if facts.st_nlink > 1:
-            return  # recovery copies share it
-        with entry.open("r+b") as file:
+            return False  # recovery copies share it
+        with image.open("r+b") as file:
             file.write(b"odd")
-        os.utime(entry, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     else:
-        new = f"{path}.tampered"
-        node.run(["cp", "--sparse=always", "--preserve=mode,ownership", path, new])
-        node.run(["chmod", "u+w", new])
-        with node.path(new).open("r+b") as file:
+        new = image.with_name(f"{image.name}.tampered")
+        subprocess.run(["cp", "--sparse=always", "--preserve", image, new], check=True)
+        new.chmod(0o644)
+        with new.open("r+b") as file:
             if how == "cut short":
-                file.truncate(entry.stat().st_size // 2)
+                file.truncate(facts.st_size // 2)
             else:
                 file.write(b"odd")
-        node.path(new).rename(entry)
+        new.rename(image)
+    return True

@@ -16,7 +16,11 @@ class Violation(AssertionError):
 
 @dataclass
 class ImageModel:
-    """An image; `born` is the number of the step that made it. See DiskModel for the others."""
+    """An image; `born` is the number of the step that made it.
+
+    What is persistent has the `snapshots` that came back with its disk, and files of those that
+    were `lost` to oned.
+    """
 
     born: int
     image: Image
@@ -67,7 +71,8 @@ class DiskModel:
     def of(cls, disk: Disk, image: ImageModel, size: int) -> DiskModel:
         """A new disk of an image, `size` bytes large; snapshots come with what is persistent."""
         new = cls(disk, image, padded(image.content, size))
-        new._take_snapshots()
+        if new.is_persistent:
+            new.snapshots, new.lost = dict(image.snapshots), set(image.lost)
         return new
 
     def become(self, content: bytes) -> None:
@@ -87,12 +92,10 @@ class DiskModel:
         size = len(self.now)
         fresh = self.image.content if self.image else b""
         self.become(padded(self.copied if self.copied is not None else fresh, size))
-        self._take_snapshots()
-
-    def _take_snapshots(self) -> None:
-        image = self.image if self.is_persistent else None
-        self.snapshots = dict(image.snapshots) if image else {}
-        self.lost = set(image.lost) if image else set()
+        self.snapshots.clear()
+        self.lost.clear()
+        if self.image and self.is_persistent:  # its snapshots come with it, and are in no list
+            self.lost = {*self.image.snapshots, *self.image.lost}
 
     def may_be_copied_as(self) -> list[bytes]:
         """What a copy may show that was made since copies were looked at."""

@@ -32,7 +32,7 @@ def instantiate(plan: Plan) -> tuple[str, Work]:
     share_replica(plan)
     disks = [new_disk(plan) for _ in range(rng.choice([1, 1, 2]))]
     actions = [making(disk) for disk in disks]
-    datastore = rng.choice(world.systems)
+    datastore = rng.choice(world.system_datastores)
     if plan.chance(0.15):
         disks.append(DiskModel(world.bed.cloud.volatile_disk(2), None, bytes(2 * MB)))
     plan.may_fail(*actions, needs=host, uses=REPLICA)
@@ -163,7 +163,7 @@ def resume(plan: Plan) -> tuple[str, Work]:
     """onevm resume of what is stopped or undeployed, on any host and datastore."""
     vm = plan.vm(lambda vm: vm.is_away)
     host, front_end, restore = plan.host(), plan.world.bed.frontend.name, vm.has_checkpoint
-    datastore = plan.rng.choice(plan.world.systems)
+    datastore = plan.rng.choice(plan.world.system_datastores)
     old = plan.world.directory(vm)
     plan.may_fail("tm.mv", needs=host)
 
@@ -184,7 +184,7 @@ def migrate(plan: Plan) -> tuple[str, Work]:
     """onevm migrate, to another host, datastore or both, of a VM that runs or does not."""
     vm = plan.vm(lambda vm: not vm.is_away)
     old, state = vm.host, vm.vm.state
-    datastore = plan.rng.choice(plan.world.systems)
+    datastore = plan.rng.choice(plan.world.system_datastores)
     is_elsewhere = datastore.id != vm.vm.history[-1].ds_id
     new = old if is_elsewhere and plan.chance(0.3) else plan.host(old)
     directory = plan.world.directory(vm)
@@ -227,7 +227,7 @@ def migrate_live(plan: Plan) -> tuple[str, Work]:
 
 @step(1)
 def recreate(plan: Plan) -> tuple[str, Work]:
-    """onevm recover --recreate while its host lives."""
+    """onevm recover --recreate while its host lives; newer versions of oned want it to run."""
     vm = plan.vm(lambda vm: not vm.is_away)
     new = plan.host()
     share_replica(plan)
@@ -249,9 +249,9 @@ def come_back(actor: Actor, world: World, vm: VmModel, new: str) -> None:
     """What was copied comes back as it was copied, the rest as its image is."""
     datastore = world.bed.cloud.datastores[vm.vm.history[-1].ds_id]
     require_success(*actor.life.oned.recover_recreate(vm.vm))
+    vm.vm.snapshots.clear()
     for disk in vm.disks:
         disk.start_over()
-        world.bed.cloud.take_snapshots(vm.vm, disk.disk)
     actor.attempt(
         lambda life: life.instantiate(vm.vm, new, datastore),
         lambda life: life.retry_prolog(vm.vm),

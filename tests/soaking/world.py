@@ -68,10 +68,11 @@ class World:
         self.bed = bed
         self.model = Model()
         cloud = bed.cloud
-        self.systems = [bed.system, cloud.add_system_datastore("more_system", id=104)]
-        self.images = [bed.images, cloud.add_image_datastore("more_images", id=105)]
+        self.system_datastores = [bed.system, cloud.add_system_datastore("more_system", id=104)]
+        self.image_datastores = [bed.images, cloud.add_image_datastore("more_images", id=105)]
         self.lost_images = 0  # files of images that were made, but oned never heard of it
         self.tampered: set[str] = set()  # names in caches that were not verified since
+        self.amid = 0  # snapshots that show a moment between a guest's writes
         self.rotten: set[int] = set()  # images that had other content in the replica's cache
         self._log_read = 0
         self.kvm = IdleKvm(bed.frontend, {name: bed.cluster.node(name) for name in HYPERVISORS})
@@ -86,15 +87,15 @@ class World:
         self.tampered.clear()
         self.rotten.clear()
         self.bed.configure(_IMPATIENT)
-        for datastore in self.systems:
+        for datastore in self.system_datastores:
             datastore.template.update(
                 REPLICA_HOST=REPLICA,
                 HOST_CACHE_MAX_SIZE_MB=str(HOST_CACHE_MB),
                 REPLICA_MAX_SIZE_MB=str(REPLICA_CACHE_MB),
             )
-        for datastore in self.images:
+        for datastore in self.image_datastores:
             datastore.images.clear()
-        self.bed.cloud.save(*self.systems, *self.images)
+        self.bed.cloud.save(*self.system_datastores, *self.image_datastores)
         for node in self.bed.cluster.nodes:
             for number, pattern in enumerate(PATTERNS):
                 node.write(pattern_file(number), pattern)
@@ -189,6 +190,9 @@ class World:
         self.check_snapshots(vm, disk)
 
     def check_vm(self, vm: VmModel) -> None:
+        """Each disk holds what the model says, with its snapshots; a saved memory is there."""
+        if vm.has_checkpoint and not self.place(vm).exists(f"{self.directory(vm)}/checkpoint"):
+            raise Violation(f"{vm} has lost its checkpoint")
         for disk in vm.disks:
             self.check_disk_with_snapshots(vm, disk)
 

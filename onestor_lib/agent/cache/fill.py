@@ -86,7 +86,8 @@ def held(call: Dialogue, wanted: Wanted, root: Path) -> Iterator[Had]:
     with contextlib.ExitStack() as stack:
         with _explained(wanted.path):
             had = _take(call, wanted, stack)
-            if wanted.is_replica and not had.entry.is_hidden:
+            is_beside_another = had.entry.is_hidden and os.path.lexists(wanted.path)
+            if wanted.is_replica and not is_beside_another:
                 vm_directory.mark(wanted.path.parent, vm_directory.REPLICA)
         yield had
 
