@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -295,6 +296,31 @@ def test_one_of_two_replicas_does_not_answer_at_a_recreate(
     run(world)
     good(world.bed.oned.retry_prolog(vm))
     assert world.count(world.one, world.disk(vm)).highest == kept
+
+
+def test_a_copy_from_before_the_clock_was_set_back_is_not_the_youngest(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """Neither at a recreate, nor for the pass, which keeps the younger one of two replicas."""
+    run(world)
+    old, old_moment = copies(world, vm)[0], moment(world, vm)
+    directory = os.path.dirname(old)
+    stem, _, point = directory.rpartition(".")
+    ahead = f"{stem}.{int(point) + 86_400_000}"  # as it is called where it is tomorrow
+    replica.cut()
+    use_replicas(world, "host03", "host02")
+    world.kvm.guest_at_work(vm, "host01")
+    run(world)
+    kept = moment(world, vm, world.two)
+    assert kept > old_moment
+    replica.heal()
+    replica.run(["mv", directory, ahead])
+    world.kvm.shutdown(vm, "host01")
+    recreate(world, vm, "host01")
+    assert world.count(world.one, world.disk(vm)).highest == kept
+    world.bed.oned.cloud.set_state(vm, objects.POWEROFF)  # nothing is copied: only cleaned up
+    run(world)
+    assert copies(world, vm) == [] and moment(world, vm, world.two) == kept
 
 
 def test_a_base_that_the_cache_has_not_is_brought(world: World, vm: Vm, replica: Node) -> None:

@@ -11,7 +11,7 @@ from onestor_lib.frontend import parallel, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
-from onestor_lib.frontend.services.recovery import Cloud, Wanted, copies_on, root
+from onestor_lib.frontend.services.recovery import Cloud, Wanted, copies_on, root, youth
 
 Row = dict[str, Any]
 _Found = dict[tuple[int, str], tuple[str, dict[str, Any]]]
@@ -50,7 +50,7 @@ def _youngest(request: Request, replicas: dict[str, Settings]) -> tuple[_Found, 
     found: _Found = {}
     for replica, answer in answers.items():
         for key, copied in answer:
-            if key not in found or found[key][1]["point"] < copied["point"]:
+            if key not in found or youth(found[key][1]["point"]) < youth(copied["point"]):
                 found[key] = replica, copied
     return found, {replica: str(error) for replica, error in failed.items()}
 

@@ -95,7 +95,7 @@ def held(
         hosts.log.warn(f"{name} does not come from a recovery copy: {lack}")
         yield None
         return
-    youngest = max(usable, key=lambda each: each.point)
+    youngest = max(usable, key=lambda each: recovery.youth(each.point))
     with hosts.agent(youngest.replica, sends=True) as agent:
         kept = agent.call(
             "recovery.hold",

@@ -8,6 +8,7 @@ last, and what it had written by then.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,23 @@ from onestor_lib.frontend.services import domains, systems, vms
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 ATTRIBUTE = "RECOVERY_SNAPSHOT_FREQ"
+_AHEAD = 60.0  # seconds; a clock may be set right while copies are made
 _NOTHING_TO_LOSE = ("CDROM", "SWAP")  # types of disks
 _OWN_HOST = "the only REPLICA_HOST is the VM's own host"
 _NO_REPLICA = "its system datastore has no REPLICA_HOST"
+
+
+def is_ahead(point: int) -> bool:
+    """Whether a copy's moment (milliseconds) is in the future: the clock was set back meanwhile."""
+    return point / 1000 > time.time() + _AHEAD
+
+
+def youth(point: int) -> tuple[bool, int]:
+    """What copies are ordered by: what is younger is larger.
+
+    Whatever was copied since the clock was set back is younger than what is "in the future".
+    """
+    return not is_ahead(point), point
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ _LOOK = 10.0  # seconds for their answers
 _AGAIN = 10.0  # seconds until a pass that is still at work looks for disks that have become due
 _NONSENSE = "what it says is no answer"
 _OVERHEAD = 64 * MB  # of a qcow2 file, beside an eighth of the disk's size
-_AHEAD = 60.0  # seconds that a copy may be from the future: the clock was set back meanwhile
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Known:
             if (copied := self.copies.get((replica, vm, disk)))
             and copied["record"].get("image") == wanted.disk.image_id
         ]
-        return max(found, key=lambda each: int(each[1]["point"]), default=None)
+        return max(found, key=lambda each: recovery.youth(int(each[1]["point"])), default=None)
 
     def activity(self, wanted: Wanted) -> list[Any]:
         """What tells whether the disk has been written to; nothing when that is not known."""
@@ -138,7 +137,8 @@ class Pass:
             if not wanted.replicas or wanted.key in self._at_work or wanted.key in self._told:
                 continue
             found = known.youngest(wanted)
-            if found and -_AHEAD < now - int(found[1]["point"]) / 1000 < wanted.frequency:
+            point = int(found[1]["point"]) if found else 0
+            if now - point / 1000 < wanted.frequency and not recovery.is_ahead(point):
                 continue
             activity = known.activity(wanted)
             silent = [known.failed[name] for name in wanted.replicas if name in known.failed]
@@ -225,18 +225,18 @@ class Pass:
         with self._changing:
             busy = {name[0] for name in self._at_work}
         asking = {vm_id for vm_id, _ in known.wanted}
-        youngest: dict[tuple[int, str], int] = {}
+        youngest: dict[tuple[int, str], tuple[bool, int]] = {}
         for (_, vm_id, disk), copied in known.copies.items():
             if disk:
-                point = int(copied["point"])
-                youngest[vm_id, disk] = max(point, youngest.get((vm_id, disk), 0))
+                youth, key = recovery.youth(int(copied["point"])), (vm_id, disk)
+                youngest[key] = max(youth, youngest.get(key, youth))
         useless: dict[str, list[tuple[int, str]]] = {}
         for (replica, vm_id, disk), copied in known.copies.items():
             if vm_id in busy or (not disk and vm_id in asking):
                 continue  # its directory may be empty because the first copy is on its way
             try:
                 # An older copy than another replica's must not be taken for the state of the disk.
-                is_older = bool(disk) and int(copied["point"]) < youngest[vm_id, disk]
+                is_older = disk and recovery.youth(int(copied["point"])) < youngest[vm_id, disk]
                 if is_older or not disk or not cloud.still_asks(vm_id, disk, copied["record"]):
                     useless.setdefault(replica, []).append((vm_id, disk))
             except OnestorError as error:
