@@ -49,6 +49,7 @@ def host_dies(plan: Plan) -> tuple[str, Work]:
         finally:
             world.node(host).start()
             world.kvm.start_on(host)
+            world.outdated.update((host, vm.vm.id) for vm in vms)
 
     return f"{host} with {len(vms)} VMs, to {new}", work
 

@@ -73,6 +73,7 @@ class World:
         self.lost_images = 0  # files of images that were made, but oned never heard of it
         self.tampered: set[str] = set()  # names in caches that were not verified since
         self.amid = 0  # snapshots that show a moment between a guest's writes
+        self.outdated: set[tuple[str, int]] = set()  # hosts that died, and VMs they had then
         self.rotten: set[int] = set()  # images that had other content in the replica's cache
         self._log_read = 0
         self.kvm = IdleKvm(bed.frontend, {name: bed.cluster.node(name) for name in HYPERVISORS})
@@ -86,6 +87,7 @@ class World:
         self.model, self._log_read, self.lost_images = Model(), 0, 0
         self.tampered.clear()
         self.rotten.clear()
+        self.outdated.clear()
         self.bed.configure(_IMPATIENT)
         for datastore in self.system_datastores:
             datastore.template.update(
@@ -200,8 +202,11 @@ class World:
         """A disk that has its final name is complete, whatever has gone wrong.
 
         On the host `where`, or that of the VM. What is still at work there may take names away.
+        What a host that came back has of the VM is old, until that is deleted or replaced.
         """
         node = self.node(where) if where else self.place(vm)
+        if (node.name, vm.vm.id) in self.outdated:
+            return
         for disk in disks:
             path = self.path(vm, disk)
             if node.exists(path):
