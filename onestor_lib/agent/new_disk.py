@@ -127,12 +127,17 @@ class NewDisk:
         return {"image": base["image"], "digest": base["digest"]} if base else None
 
     def _fetch_base(self, base: dict[str, Any]) -> publish.Temporary:
-        found = self._stack.enter_context(publish.Temporary(vm_directory.base_path(self._disk)))
-        _fetch(self._call, found, base["size"], item="recovered base")
-        with extents.opened(found.path) as fd:
-            if transfer.digests_of(fd, base["size"]).digest() != base["digest"]:
-                raise TransferFailed("recover disk", transfer.DIFFERENT, path=str(found.path))
-        return found
+        """The base that lies beside the copy; the image itself if that has changed on its disk."""
+        final = vm_directory.base_path(self._disk)
+        may_be_image = base["size"] == self._source["size"]
+        for item in ("recovered base", *(["disk"] if may_be_image else [])):
+            found = self._stack.enter_context(publish.Temporary(final))
+            _fetch(self._call, found, base["size"], item=item)
+            with extents.opened(found.path) as fd:
+                if transfer.digests_of(fd, base["size"]).digest() == base["digest"]:
+                    return found
+            self._call.log("WARN", f"{item} of {self._disk} is not the base of the recovery copy")
+        raise TransferFailed("recover disk", transfer.DIFFERENT, path=str(final))
 
     def put_in_place(self, replace: bool, undo: contextlib.ExitStack) -> None:
         """Give it all its final names; the disk itself comes last."""

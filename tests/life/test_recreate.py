@@ -323,12 +323,19 @@ def test_a_copy_from_before_the_clock_was_set_back_is_not_the_youngest(
     assert copies(world, vm) == [] and moment(world, vm, world.two) == kept
 
 
-def test_a_base_that_the_cache_has_not_is_brought(world: World, vm: Vm, replica: Node) -> None:
-    """To the replica with the first copy, and back from there."""
+@pytest.mark.parametrize("is_rotten", [False, True])
+def test_a_base_that_the_cache_has_not_is_brought(
+    world: World, vm: Vm, replica: Node, is_rotten: bool
+) -> None:
+    """To the replica with the first copy, and back from there; from the image if it has rotten."""
     world.bed.configure('CACHE_ENABLE="NO"\n')
     replica.run(["sh", "-c", f"rm -rf {DATASTORES}/101"])
     run(world)
     kept = moment(world, vm)
+    if is_rotten:
+        base = f"{copies(world, vm)[0]}.base"
+        replica.run(["chmod", "u+w", base])
+        replica.run(["dd", "if=/dev/urandom", f"of={base}", "bs=1k", "count=1", "conv=notrunc"])
     world.kvm.shutdown(vm, "host01")
     recreate(world, vm)
     found = world.count(world.two, world.disk(vm))
