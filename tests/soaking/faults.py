@@ -95,7 +95,7 @@ def choose(
     if sort < 0.4 and passed:
         name, action = rng.choice(passed)
         return Fault(crash_at=name, actions=action.partition(".")[0])
-    if sort < 0.65 or not losses:
+    if sort < 0.55 or not losses:
         return Fault(killed=True, after=after)
     host, loss = rng.choice(losses)
     if loss is ROOM:

@@ -22,6 +22,7 @@ STEPS = (images, vms, disks, machines)  # what fills KINDS
 _TRIES = 20  # to find another step for a wave
 _FAULTY = 0.35  # of the steps that something can go wrong in
 _EVEN = 3  # so often at most one kind comes as another one in an even soak
+_NARROW = 3  # steps in every third wave: where few are at work a host is one step's own to lose
 _REST = 25  # waves until everything is looked at
 
 
@@ -83,7 +84,8 @@ class Soak:
         """So many steps, and a look at everything in the end; raises :class:`Violation`."""
         with ThreadPoolExecutor(self._width) as pool:
             while self._number < steps:
-                wave = self._plan(min(self._width, steps - self._number))
+                width = _NARROW if self.report.waves % 3 == 0 else self._width
+                wave = self._plan(min(width, steps - self._number))
                 list(pool.map(self._do, wave))
                 self._after(wave)
                 if self.report.waves % _REST == 0:
