@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,15 @@ from onestor_lib.agent.transfer import digests_of
 from onestor_lib.agent.version import Version
 from tests.cluster import Node, wait_until
 from tests.commands.conftest import Desk
-from tests.drivers.conftest import BIG, MEDIUM_QCOW2, cached_names, digest
+from tests.drivers.conftest import (
+    BIG,
+    MEDIUM_QCOW2,
+    agents,
+    cached_names,
+    companion,
+    digest,
+    lock_held,
+)
 from tests.oned.objects import Image
 from tests.testbed import AGENT, DATASTORES
 
@@ -46,6 +57,16 @@ def forge(node: Node, image: Image) -> None:
         manifest = digests_of(file.fileno(), known.version.size)
     local = Version.of(path.stat())
     known._replace(digest=manifest.digest(), local=local).write(sidecar, manifest)
+
+
+def is_opened(node: Node, path: str) -> bool:
+    """Whether an agent on a node has opened a file."""
+    for pid in agents(node):
+        with contextlib.suppress(FileNotFoundError):
+            directory = node.path(f"/proc/{pid}/fd")
+            if path in [os.readlink(directory / each) for each in os.listdir(directory)]:
+                return True
+    return False
 
 
 def test_I9_list_and_show(desk: Desk) -> None:
@@ -100,6 +121,24 @@ def test_verify_repairs(desk: Desk) -> None:
     assert rows["host01"]["result"] == "repaired" and rows["host02"]["result"] == "ok"
     assert "chunk" in rows["host01"]["detail"]
     assert digest(node, entry(image)) == digest(desk.bed.frontend, image.source)
+
+
+def test_what_leaves_while_others_are_read_has_not_failed(desk: Desk) -> None:
+    """Neither is it brought again."""
+    images = [desk.bed.image(MEDIUM_QCOW2) for _ in range(2)]
+    for image in images:
+        desk.run("cache", "warm", str(image.id), "--hosts", "host01")
+    node = desk.node("host01")
+    first, second = sorted(images, key=entry)
+    lock = companion(first, "lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock_held(node, lock):
+            verified = pool.submit(desk.rows, "cache", "verify")
+            wait_until(lambda: is_opened(node, lock), "verify has come to the first one")
+            Entry(node.path(entry(second))).drop()
+        rows = {row["image"]: row["result"] for row in verified.result()}
+    assert rows == {first.id: "ok", second.id: "gone"}
+    assert not node.exists(entry(second))
 
 
 def test_what_cannot_be_repaired_has_failed(desk: Desk) -> None:

@@ -45,17 +45,22 @@ def damage(entry: Entry, on_progress: Progress = lambda done, total: None) -> st
     return ""
 
 
-def verify(path: Path, *, timeout: float, on_progress: Progress = lambda done, total: None) -> str:
+def verify(
+    path: Path, *, timeout: float, on_progress: Progress = lambda done, total: None
+) -> str | None:
     """Check the entry ``path`` and drop it when it is damaged, so that the next clone fills anew.
 
-    Returns what was wrong, "" if nothing was. VMs whose disks are based on a damaged entry keep
-    it: the answer says how many they are.
+    Returns what was wrong, "" if nothing was, and None when there is no such entry: it was evicted
+    meanwhile, or its image removed. VMs whose disks are based on a damaged entry keep it: the
+    answer says how many they are.
     """
     lock, purpose = Entry(path).lock, f"verify {path.name}"
     with locks.shared(lock, purpose=purpose, timeout=timeout):
         wrong = damage(Entry(path), on_progress)
     with locks.exclusive(lock, purpose=purpose, timeout=timeout):
         entry = Entry(path)
+        if not os.path.lexists(entry.sidecar):
+            return None
         if not wrong:
             _note_verified(entry)
             return ""

@@ -120,9 +120,13 @@ def follow(
     return _send(call, Path(part), send, receiver, stall, bytes_per_second, bulk)
 
 
-def verify(call: Call, *, path: str, lock_timeout: float) -> dict[str, str]:
-    """Compare an entry with its manifest; a damaged one is dropped. What was wrong, or ""."""
-    return {"wrong": scrub.verify(Path(path), timeout=lock_timeout, on_progress=call.progress)}
+def verify(call: Call, *, path: str, lock_timeout: float) -> dict[str, Any]:
+    """Compare an entry with its manifest; a damaged one is dropped.
+
+    What was ``wrong``, or "", and whether it was ``gone``.
+    """
+    found = scrub.verify(Path(path), timeout=lock_timeout, on_progress=call.progress)
+    return {"wrong": found or "", "gone": found is None}
 
 
 def trim(call: Call, *, root: str, limits: dict[str, Any], lock_timeout: float) -> dict[str, int]:

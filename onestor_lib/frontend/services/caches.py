@@ -16,6 +16,7 @@ from onestor_lib.frontend.services.supply import limits
 
 COMPLETE, DAMAGED, STALE = "complete", "damaged", "old version"
 REPAIRED = "repaired"
+GONE = "gone"  # it was evicted, or its image removed, while others were read
 
 Row = dict[str, Any]
 
@@ -76,24 +77,27 @@ class Caches:
     def _verified(self, row: Row) -> Row:
         try:
             with parallel.understood(row["host"]):
-                if wrong := self._verify(row):
+                answer = self._verify(row)
+                if answer["gone"]:
+                    return _with(row, GONE, "")
+                if wrong := str(answer["wrong"]):
                     self._repair(row)
                 return _with(row, REPAIRED if wrong else "ok", wrong)
         except OnestorError as error:
             return _with(row, warming.FAILED, str(error))
 
-    def _verify(self, row: Row) -> str:
-        """What was wrong with an entry, which is dropped then; "" if nothing was."""
+    def _verify(self, row: Row) -> dict[str, Any]:
+        """See ``onestor_lib.agent.operations.cache.verify``."""
         machine = self._machine(row["host"])
         timeout = machine.settings.seconds("REPLICA_COPY_LOCK_TIMEOUT")
-        answer = self.fleet.call(
+        answer: dict[str, Any] = self.fleet.call(
             machine,
             "cache.verify",
             patience=timeout + PATIENCE,
             path=row["path"],
             lock_timeout=timeout,
         )
-        return str(answer["wrong"])
+        return answer
 
     def _repair(self, row: Row) -> None:
         """Fill an entry anew that was dropped; raises :class:`OnestorError`."""
