@@ -300,7 +300,7 @@ def test_A8_scrubbing_finds_damage_on_a_host(bed: Testbed) -> None:
     image = bed.image(BIG)
     clone(bed, image, host)
     facts = {"path": entry_of(image), "lock_timeout": 5.0}
-    assert agent_call(bed, host, "cache.verify", **facts) == {"wrong": ""}
+    assert agent_call(bed, host, "cache.verify", **facts) == {"wrong": "", "gone": False}
     flip(host, entry_of(image), 5 * MB)
     found = agent_call(bed, host, "cache.verify", **facts)
     assert "1 of its chunks differ, the first at byte 5242880" in found["wrong"]
