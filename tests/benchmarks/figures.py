@@ -91,7 +91,7 @@ def agent_start(bed: Testbed) -> Iterator[Figure]:
 
         for code in (bundle.build(), foreign):
             work = functools.partial(start, code)
-            (figure,) = against("agent-start", work, yardstick, reset=agents.close, runs=25)
+            (figure,) = against("agent-start", work, yardstick, reset=agents.close, runs=15)
             figure.notes["more than python3 itself (s)"] = figure.seconds - figure.yardstick_seconds
             figure.notes["compiled on the host"] = code is foreign
             yield figure
@@ -106,7 +106,7 @@ def control(bed: Testbed) -> Iterator[Figure]:
         "control",
         lambda: bed.frontend.run(argv, env=AGENT),
         Yardstick("ssh HOST python3 -c pass", lambda: bed.frontend.run(by_ssh, env=AGENT)),
-        runs=15,
+        runs=9,
     )
 
 

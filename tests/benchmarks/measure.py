@@ -137,7 +137,13 @@ def against(
         )
 
 
-def within(name: str, work: Callable[[], object], budget: float, runs: int = RUNS) -> Figure:
-    """Run ``work`` against a fixed number of seconds."""
-    (taken,) = in_turn([work], runs=runs)
+def within(
+    name: str,
+    work: Callable[[], object],
+    budget: float,
+    *,
+    reset: Callable[[], object] = lambda: None,
+) -> Figure:
+    """Run ``work``, ``reset`` before each time, against a fixed number of seconds."""
+    (taken,) = in_turn([work], reset=reset)
     return compare(name, taken, "budget", [budget], limit=1.0)
