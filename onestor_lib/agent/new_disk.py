@@ -126,18 +126,24 @@ class NewDisk:
         )
         return {"image": base["image"], "digest": base["digest"]} if base else None
 
-    def _fetch_base(self, base: dict[str, Any]) -> publish.Temporary:
-        """The base that lies beside the copy; the image itself if that has changed on its disk."""
+    def _fetch_base(
+        self, base: dict[str, Any], *, item: str = "recovered base"
+    ) -> publish.Temporary:
+        """The base that lies beside the copy; the image itself where that is damaged or gone."""
         final = vm_directory.base_path(self._disk)
-        may_be_image = base["size"] == self._source["size"]
-        for item in ("recovered base", *(["disk"] if may_be_image else [])):
-            found = self._stack.enter_context(publish.Temporary(final))
+        found = self._stack.enter_context(publish.Temporary(final))
+        try:
             _fetch(self._call, found, base["size"], item=item)
             with extents.opened(found.path) as fd:
                 if transfer.digests_of(fd, base["size"]).digest() == base["digest"]:
                     return found
-            self._call.log("WARN", f"{item} of {self._disk} is not the base of the recovery copy")
-        raise TransferFailed("recover disk", transfer.DIFFERENT, path=str(final))
+            raise TransferFailed("recover disk", transfer.DIFFERENT, path=str(final))
+        except OnestorError as error:
+            if item == "disk" or base["size"] != self._source["size"]:
+                raise
+            publish.remove(found.path)  # there is room for one
+            self._call.log("WARN", f"{item}: {error}; the image is taken instead")
+        return self._fetch_base(base, item="disk")
 
     def put_in_place(self, replace: bool, undo: contextlib.ExitStack) -> None:
         """Give it all its final names; the disk itself comes last."""

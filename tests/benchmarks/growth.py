@@ -21,6 +21,7 @@ def size(bed: Testbed) -> Iterator[Figure]:
         clone.run()
     taken = in_turn([clone.run for clone in clones], runs=9)
     for at, ours in zip(VIRTUAL, taken):
+        # The end of the curve tells; between them, one of four is often beyond by chance.
         limit = 1.1 if at == VIRTUAL[-1] else None
         yield compare("growth-size", ours, f"that of {VIRTUAL[0]}", taken[0], limit=limit, at=at)
 

@@ -323,19 +323,23 @@ def test_a_copy_from_before_the_clock_was_set_back_is_not_the_youngest(
     assert copies(world, vm) == [] and moment(world, vm, world.two) == kept
 
 
-@pytest.mark.parametrize("is_rotten", [False, True])
+@pytest.mark.parametrize("damage", ["", "rotten", "cut short", "gone"])
 def test_a_base_that_the_cache_has_not_is_brought(
-    world: World, vm: Vm, replica: Node, is_rotten: bool
+    world: World, vm: Vm, replica: Node, damage: str
 ) -> None:
-    """To the replica with the first copy, and back from there; from the image if it has rotten."""
+    """To the replica with the first copy, and back from there; else it is the image itself."""
     world.bed.configure('CACHE_ENABLE="NO"\n')
     replica.run(["sh", "-c", f"rm -rf {DATASTORES}/101"])
     run(world)
     kept = moment(world, vm)
-    if is_rotten:
-        base = f"{copies(world, vm)[0]}.base"
-        replica.run(["chmod", "u+w", base])
-        replica.run(["dd", "if=/dev/urandom", f"of={base}", "bs=1k", "count=1", "conv=notrunc"])
+    base = replica.path(f"{copies(world, vm)[0]}.base")
+    if damage == "rotten":
+        with base.open("r+b") as file:
+            file.write(b"odd")
+    elif damage == "cut short":
+        os.truncate(base, base.stat().st_size // 2)
+    elif damage == "gone":
+        base.unlink()
     world.kvm.shutdown(vm, "host01")
     recreate(world, vm)
     found = world.count(world.two, world.disk(vm))

@@ -122,7 +122,6 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
         found = plan.world.check_file(plan.world.place(vm), path, disk.format, *moments)
         plan.world.amid += found != disk.now
         disk.snapshots[number] = found
-        disk.lost.discard(number)  # oned has begun to count anew
         plan.world.check_disk_with_snapshots(vm, disk)
 
     how = f", running{', the guest writes' * bool(writes)}" * vm.runs

@@ -10,7 +10,7 @@ from tests.drivers.conftest import entry_of
 from tests.oned import probe
 from tests.soaking.faults import Actor
 from tests.soaking.kinds import share_block_jobs, share_replica, step
-from tests.soaking.model import Violation
+from tests.soaking.model import Violation, unlisted
 from tests.soaking.plan import NotNow, Plan, Work
 from tests.soaking.vms import come_back
 from tests.soaking.world import HYPERVISORS, REPLICA
@@ -135,7 +135,7 @@ def monitor(plan: Plan) -> tuple[str, Work]:
                 if each.name == "SNAPSHOT_SIZE"
             }
             expected = {(disk.number, number) for disk in vm.disks for number in disk.snapshots}
-            lost = {(disk.number, number) for disk in vm.disks for number in disk.lost}
+            lost = {(disk.number, number) for disk in vm.disks for number in unlisted(disk)}
             if not disks >= {disk.number for disk in vm.disks} or snapshots - lost != expected:
                 raise Violation(f"monitor_ds on {host} tells of {vm}: {disks}, {snapshots}")
 

@@ -45,7 +45,8 @@ class DiskModel:
     image: ImageModel | None
     now: bytes
     snapshots: dict[int, bytes] = field(default_factory=dict)
-    # Snapshots whose action died when they had their name: oned does not know of them.
+    # Snapshots whose action died when they had their name: oned does not know of them, and begins
+    # to count anew. What lies under a number that is used again is kept beside it.
     lost: set[int] = field(default_factory=set)
     copied: bytes | None = None  # what its youngest recovery copy holds
     earlier: list[bytes] = field(default_factory=list)  # contents since the last look at copies
@@ -164,6 +165,11 @@ class Model:
     def on(self, host: str) -> list[VmModel]:
         """The VMs that have their disks on a host."""
         return [vm for vm in self.vms if vm.host == host and not vm.is_away]
+
+
+def unlisted(owner: ImageModel | DiskModel) -> set[int]:
+    """The numbers of files of snapshots that may be there, though nobody knows of them."""
+    return owner.lost - set(owner.snapshots)
 
 
 def padded(content: bytes, size: int) -> bytes:

@@ -84,7 +84,7 @@ class Soak:
         """So many steps, and a look at everything in the end; raises :class:`Violation`."""
         with ThreadPoolExecutor(self._width) as pool:
             while self._number < steps:
-                width = _NARROW if self.report.waves % 3 == 0 else self._width
+                width = min(_NARROW, self._width) if self.report.waves % 3 == 0 else self._width
                 wave = self._plan(min(width, steps - self._number))
                 list(pool.map(self._do, wave))
                 self._after(wave)

@@ -14,7 +14,15 @@ from tests.cluster.process import CommandFailed
 from tests.drivers.conftest import entry_of
 from tests.hypervisor import Kvm
 from tests.oned.objects import Vm
-from tests.soaking.model import DiskModel, ImageModel, Model, Violation, VmModel, difference
+from tests.soaking.model import (
+    DiskModel,
+    ImageModel,
+    Model,
+    Violation,
+    VmModel,
+    difference,
+    unlisted,
+)
 from tests.testbed import AGENT, DATASTORES, LOG, Testbed, running_testbed
 
 HYPERVISORS = ("host01", "host02", "host03")
@@ -182,7 +190,7 @@ class World:
         directory = f"{path}.snap"
         names = set(os.listdir(node.path(directory))) if node.exists(directory) else set()
         found = {int(name) for name in names if name.isdigit()}
-        if found - model.lost != set(model.snapshots):
+        if found - unlisted(model) != set(model.snapshots):
             raise Violation(f"{node.name}:{path} has the snapshots {sorted(found)}")
         for number, content in model.snapshots.items():
             self.check_file(node, f"{directory}/{number}", image_format, content)
@@ -197,6 +205,7 @@ class World:
             raise Violation(f"{vm} has lost its checkpoint")
         for disk in vm.disks:
             self.check_disk_with_snapshots(vm, disk)
+        self.outdated.discard((self.place(vm).name, vm.vm.id))
 
     def check_whole(self, vm: VmModel, disks: Sequence[DiskModel], *, where: str = "") -> None:
         """A disk that has its final name is complete, whatever has gone wrong.

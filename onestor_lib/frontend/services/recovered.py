@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from onestor_lib.agent.client import AgentClient
-from onestor_lib.agent.errors import HostUnreachable, OnestorError
+from onestor_lib.agent.errors import HostUnreachable, Missing, OnestorError
 from onestor_lib.frontend import oned, xml
 from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.services import recovery, tombstones, transfer, vms
@@ -56,7 +56,9 @@ class Recovered:
 
     def bring(self, hosts: Hosts, target: VmPath, question: dict[str, Any]) -> dict[str, Any]:
         """Send what the host asks for, the copy or its base."""
-        path = self.held["path" if question["item"] == ITEMS[0] else "base_path"]
+        path = self.held.get("path" if question["item"] == ITEMS[0] else "base_path")
+        if path is None:
+            raise Missing(_STEP, "it has lost its base", path=self.held["path"])
         return transfer.bring(
             hosts, self.agent, path, host=target.host, version=None,
             temporary=vms.require_temporary(str(question["temporary"]), target),

@@ -29,17 +29,18 @@ _OWN_HOST = "the only REPLICA_HOST is the VM's own host"
 _NO_REPLICA = "its system datastore has no REPLICA_HOST"
 
 
-def is_ahead(point: int) -> bool:
+def is_ahead(point: int, now: float | None = None) -> bool:
     """Whether a copy's moment (milliseconds) is in the future: the clock was set back meanwhile."""
-    return point / 1000 > time.time() + _AHEAD
+    return point / 1000 > (time.time() if now is None else now) + _AHEAD
 
 
-def youth(point: int) -> tuple[bool, int]:
+def youth(point: int, now: float | None = None) -> tuple[bool, int]:
     """What copies are ordered by: what is younger is larger.
 
-    Whatever was copied since the clock was set back is younger than what is "in the future".
+    Whatever was copied since the clock was set back is younger than what is "in the future". Who
+    compares the same copy twice gives one ``now`` (seconds since 1970) for both.
     """
-    return not is_ahead(point), point
+    return not is_ahead(point, now), point
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ class Pass:
                 continue
             found = known.youngest(wanted)
             point = int(found[1]["point"]) if found else 0
-            if now - point / 1000 < wanted.frequency and not recovery.is_ahead(point):
+            is_recent = now - point / 1000 < wanted.frequency and not recovery.is_ahead(point, now)
+            if found and is_recent:
                 continue
             activity = known.activity(wanted)
             silent = [known.failed[name] for name in wanted.replicas if name in known.failed]
@@ -222,13 +223,14 @@ class Pass:
 
     def _clean(self, cloud: Cloud, known: Known) -> None:
         """Let replicas forget what is no use to anybody."""
+        now = time.time()
         with self._changing:
             busy = {name[0] for name in self._at_work}
         asking = {vm_id for vm_id, _ in known.wanted}
         youngest: dict[tuple[int, str], tuple[bool, int]] = {}
         for (_, vm_id, disk), copied in known.copies.items():
             if disk:
-                youth, key = recovery.youth(int(copied["point"])), (vm_id, disk)
+                youth, key = recovery.youth(int(copied["point"]), now), (vm_id, disk)
                 youngest[key] = max(youth, youngest.get(key, youth))
         useless: dict[str, list[tuple[int, str]]] = {}
         for (replica, vm_id, disk), copied in known.copies.items():
@@ -236,7 +238,8 @@ class Pass:
                 continue  # its directory may be empty because the first copy is on its way
             try:
                 # An older copy than another replica's must not be taken for the state of the disk.
-                is_older = disk and recovery.youth(int(copied["point"])) < youngest[vm_id, disk]
+                youth = recovery.youth(int(copied["point"]), now) if disk else (False, 0)
+                is_older = disk and youth < youngest[vm_id, disk]
                 if is_older or not disk or not cloud.still_asks(vm_id, disk, copied["record"]):
                     useless.setdefault(replica, []).append((vm_id, disk))
             except OnestorError as error:
