@@ -23,6 +23,7 @@ from tests.drivers.conftest import (
     cached_names,
     companion,
     digest,
+    entry_of,
     lock_held,
 )
 from tests.oned.objects import Image
@@ -37,19 +38,17 @@ def use_replica(desk: Desk, name: str = "host04") -> None:
     desk.bed.cloud.save(desk.bed.system)
 
 
-def entry(image: Image) -> str:
-    return image.source.replace("//", "/")
-
-
 def damage(node: Node, image: Image) -> None:
-    script = f"chmod u+w {entry(image)}; printf damage | dd of={entry(image)} bs=1 seek=700000"
-    node.run(["sh", "-c", f"{script} conv=notrunc 2>/dev/null; chmod 444 {entry(image)}"])
+    script = (
+        f"chmod u+w {entry_of(image)}; printf damage | dd of={entry_of(image)} bs=1 seek=700000"
+    )
+    node.run(["sh", "-c", f"{script} conv=notrunc 2>/dev/null; chmod 444 {entry_of(image)}"])
 
 
 def forge(node: Node, image: Image) -> None:
     """Give the entry other bytes, and a record that says just these were filled and verified."""
     damage(node, image)
-    path = node.path(entry(image))
+    path = node.path(entry_of(image))
     sidecar = Entry(path).sidecar
     known = record.read(sidecar)
     assert known
@@ -120,7 +119,7 @@ def test_verify_repairs(desk: Desk) -> None:
     rows = {row["host"]: row for row in desk.rows("cache", "verify", str(image.id))}
     assert rows["host01"]["result"] == "repaired" and rows["host02"]["result"] == "ok"
     assert "chunk" in rows["host01"]["detail"]
-    assert digest(node, entry(image)) == digest(desk.bed.frontend, image.source)
+    assert digest(node, entry_of(image)) == digest(desk.bed.frontend, image.source)
 
 
 def test_what_leaves_while_others_are_read_has_not_failed(desk: Desk) -> None:
@@ -129,16 +128,16 @@ def test_what_leaves_while_others_are_read_has_not_failed(desk: Desk) -> None:
     for image in images:
         desk.run("cache", "warm", str(image.id), "--hosts", "host01")
     node = desk.node("host01")
-    first, second = sorted(images, key=entry)
+    first, second = sorted(images, key=entry_of)
     lock = companion(first, "lock")
     with ThreadPoolExecutor(1) as pool:
         with lock_held(node, lock):
             verified = pool.submit(desk.rows, "cache", "verify")
             wait_until(lambda: is_opened(node, lock), "verify has come to the first one")
-            Entry(node.path(entry(second))).drop()
+            Entry(node.path(entry_of(second))).drop()
         rows = {row["image"]: row["result"] for row in verified.result()}
     assert rows == {first.id: "ok", second.id: "gone"}
-    assert not node.exists(entry(second))
+    assert not node.exists(entry_of(second))
 
 
 def test_what_cannot_be_repaired_has_failed(desk: Desk) -> None:
@@ -165,7 +164,7 @@ def test_prune_and_drop(desk: Desk) -> None:
     desk.bed.cloud.delete(gone)
     (freed,) = desk.rows("cache", "prune", "--host", "host01")
     assert freed["freed"] >= 2 * MB
-    assert cached_names(desk.bed, node) == {entry(image).rpartition("/")[2]}
+    assert cached_names(desk.bed, node) == {entry_of(image).rpartition("/")[2]}
     rows = {row["host"]: row["dropped"] for row in desk.rows("cache", "drop", str(image.id))}
     assert rows["host01"] and cached_names(desk.bed, node) == set()
 
@@ -181,7 +180,7 @@ class TestWarm:
         assert desk.bed.frontend.bytes_sent() - before < 26 * MB  # of 16 MB, and 10 agents
         wanted = digest(desk.bed.frontend, image.source)
         for name in ALL.split(","):
-            assert digest(desk.node(name), entry(image)) == wanted
+            assert digest(desk.node(name), entry_of(image)) == wanted
         again = desk.rows("cache", "warm", str(image.id), "--hosts", ALL)
         assert {row["result"] for row in again} == {"hit"}
 
@@ -200,13 +199,15 @@ class TestWarm:
         desk.run("cache", "warm", str(image.id), "--hosts", "host02")
         forge(desk.node("host02"), image)
         if not known:
-            desk.bed.frontend.path(str(companions.manifest(Path(entry(image))))).unlink()
+            desk.bed.frontend.path(str(companions.manifest(Path(entry_of(image))))).unlink()
         rows = desk.rows("cache", "warm", str(image.id), "--hosts", "host02,host03,host04")
         assert [row["result"] for row in rows] == ["hit", "filled", "filled"]
         wanted = digest(desk.bed.frontend, image.source)
-        assert digest(desk.node("host02"), entry(image)) != wanted  # else this would prove nothing
+        assert (
+            digest(desk.node("host02"), entry_of(image)) != wanted
+        )  # else this would prove nothing
         for name in ("host03", "host04"):
-            assert digest(desk.node(name), entry(image)) == wanted
+            assert digest(desk.node(name), entry_of(image)) == wanted
         assert ("not that of the image" in desk.complaints) == known
 
     def test_A5_who_waits_for_a_fill_hears_of_its_progress(self, desk: Desk) -> None:

@@ -274,22 +274,8 @@ class Cloud:
             image.set_state(USED_PERSISTENT if image.persistent else USED)
             disk.attributes["IMAGE_STATE"] = str(image.state)
             self.save(image)
-            self.take_snapshots(vm, disk)
-
-    def take_snapshots(self, vm: Vm, disk: Disk) -> None:
-        """Let a disk have the snapshots of its persistent image, and no others."""
-        vm.snapshots = [each for each in vm.snapshots if each.disk_id != disk.id]
-        if disk.image_id is not None and disk.saved:
-            known = self.images[disk.image_id].snapshots
-            if known.snapshots:
-                vm.snapshots.append(replace(copy.deepcopy(known), disk_id=disk.id))
-
-    def return_snapshots(self, vm: Vm, disk: Disk) -> None:
-        """Let a persistent image have the list of snapshots that its disk had last."""
-        if disk.image_id is not None and disk.saved:
-            found = [each for each in vm.snapshots if each.disk_id == disk.id]
-            kept = copy.deepcopy(found[0]) if found else Snapshots()
-            self.images[disk.image_id].snapshots = replace(kept, disk_id=None)
+            if disk.saved and image.snapshots.snapshots:
+                vm.snapshots.append(replace(copy.deepcopy(image.snapshots), disk_id=disk.id))
 
     def remove_disk(self, vm: Vm, disk: Disk) -> None:
         """Take a disk from a VM and give its image back."""
@@ -298,9 +284,17 @@ class Cloud:
         vm.snapshots = [each for each in vm.snapshots if each.disk_id != disk.id]
 
     def release(self, vm: Vm, disk: Disk) -> None:
-        """Give the image of a disk back: it is READY when no VM has it any more."""
+        """Give the image of a disk back: it is READY when no VM has it any more.
+
+        A persistent one has the list of snapshots that its disk had last, also where no file went
+        back.
+        """
         if disk.image_id is not None:
             image = self.images[disk.image_id]
+            if disk.saved:
+                lists = [each for each in vm.snapshots if each.disk_id == disk.id]
+                kept = copy.deepcopy(lists[0]) if lists else Snapshots()
+                image.snapshots = replace(kept, disk_id=None)
             image.vms.remove(vm.id)
             if not image.vms:
                 image.set_state(READY)

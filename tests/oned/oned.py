@@ -237,7 +237,6 @@ class Oned:
         lines = transfer.epilog_detach(vm, disk)
         answer = self._hotplug(vm, disk, objects.HOTPLUG_EPILOG_POWEROFF, lines)
         if answer.success:
-            self.cloud.return_snapshots(vm, disk)
             self.cloud.remove_disk(vm, disk)
         self.cloud.set_state(vm, objects.POWEROFF)
         return answer
@@ -317,7 +316,6 @@ class Oned:
 
     def _done(self, vm: Vm) -> None:
         for disk in vm.disks:
-            self.cloud.return_snapshots(vm, disk)  # also where no file went back
             self.cloud.release(vm, disk)
         vm.etime = _now()
         self.cloud.leave(vm, vm.history[-1].action)

@@ -116,12 +116,12 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
             plan.world.check_disk(vm, disk)
 
         actor.attempt(request, lambda life: life.snapshot(vm.vm, disk.disk), failed)
-        number = upcoming(vm, disk) - 1
-        path = f"{plan.world.path(vm, disk)}.snap/{number}"
+        newest = upcoming(vm, disk) - 1
+        path = f"{plan.world.path(vm, disk)}.snap/{newest}"
         moments = [disk.now, *disk.earlier[first:]]
         found = plan.world.check_file(plan.world.place(vm), path, disk.format, *moments)
         plan.world.amid += found != disk.now
-        disk.snapshots[number] = found
+        disk.snapshots[newest] = found
         plan.world.check_disk_with_snapshots(vm, disk)
 
     how = f", running{', the guest writes' * bool(writes)}" * vm.runs

@@ -175,9 +175,8 @@ class Actor:
     @contextlib.contextmanager
     def trouble(self) -> Iterator[Life]:
         """oned while the step's fault is there."""
-        with contextlib.ExitStack() as stack:
-            if self.fault.loss:
-                stack.enter_context(self._lost(self.fault.loss))
+        loss = self.fault.loss
+        with self._lost(loss) if loss else contextlib.nullcontext():
             yield self._life(self.fault)
 
     @contextlib.contextmanager

@@ -48,9 +48,11 @@ def _youngest(request: Request, replicas: dict[str, Settings]) -> tuple[_Found, 
 
     answers, failed = parallel.ask(list(replicas), ask)
     found: _Found = {}
+    now = time.time()
     for replica, answer in answers.items():
         for key, copied in answer:
-            if key not in found or youth(found[key][1]["point"]) < youth(copied["point"]):
+            known = found.get(key)
+            if known is None or youth(known[1]["point"], now) < youth(copied["point"], now):
                 found[key] = replica, copied
     return found, {replica: str(error) for replica, error in failed.items()}
 

@@ -97,7 +97,8 @@ def held(
         hosts.log.warn(f"{name} does not come from a recovery copy: {lack}")
         yield None
         return
-    youngest = max(usable, key=lambda each: recovery.youth(each.point))
+    now = time.time()
+    youngest = max(usable, key=lambda each: recovery.youth(each.point, now))
     with hosts.agent(youngest.replica, sends=True) as agent:
         kept = agent.call(
             "recovery.hold",

@@ -8,7 +8,6 @@ last, and what it had written by then.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +28,18 @@ _OWN_HOST = "the only REPLICA_HOST is the VM's own host"
 _NO_REPLICA = "its system datastore has no REPLICA_HOST"
 
 
-def is_ahead(point: int, now: float | None = None) -> bool:
-    """Whether a copy's moment (milliseconds) is in the future: the clock was set back meanwhile."""
-    return point / 1000 > (time.time() if now is None else now) + _AHEAD
+def is_ahead(point: int, now: float) -> bool:
+    """Whether a copy's moment (milliseconds) is in the future: the clock was set back meanwhile.
+
+    ``now`` is in seconds since 1970.
+    """
+    return point / 1000 > now + _AHEAD
 
 
-def youth(point: int, now: float | None = None) -> tuple[bool, int]:
-    """What copies are ordered by: what is younger is larger.
+def youth(point: int, now: float) -> tuple[bool, int]:
+    """What copies are ordered by, all by one ``now``: what is younger is larger.
 
-    Whatever was copied since the clock was set back is younger than what is "in the future". Who
-    compares the same copy twice gives one ``now`` (seconds since 1970) for both.
+    Whatever was copied since the clock was set back is younger than what is "in the future".
     """
     return not is_ahead(point, now), point
 

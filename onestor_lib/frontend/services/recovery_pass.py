@@ -48,7 +48,7 @@ class Known:
     # Hosts and replicas that do not answer, and why: a machine that is both is not asked twice.
     failed: dict[str, str] = field(default_factory=dict)
 
-    def youngest(self, wanted: Wanted) -> tuple[str, dict[str, Any]] | None:
+    def youngest(self, wanted: Wanted, now: float) -> tuple[str, dict[str, Any]] | None:
         """The youngest copy that is one of this disk's image, and where it lies."""
         vm, disk = wanted.key
         found = [
@@ -57,7 +57,7 @@ class Known:
             if (copied := self.copies.get((replica, vm, disk)))
             and copied["record"].get("image") == wanted.disk.image_id
         ]
-        return max(found, key=lambda each: recovery.youth(int(each[1]["point"])), default=None)
+        return max(found, key=lambda each: recovery.youth(int(each[1]["point"]), now), default=None)
 
     def activity(self, wanted: Wanted) -> list[Any]:
         """What tells whether the disk has been written to; nothing when that is not known."""
@@ -136,10 +136,8 @@ class Pass:
         for wanted in known.wanted.values():
             if not wanted.replicas or wanted.key in self._at_work or wanted.key in self._told:
                 continue
-            found = known.youngest(wanted)
-            point = int(found[1]["point"]) if found else 0
-            is_recent = now - point / 1000 < wanted.frequency and not recovery.is_ahead(point, now)
-            if found and is_recent:
+            found = known.youngest(wanted, now)
+            if found and _is_recent(int(found[1]["point"]), wanted.frequency, now):
                 continue
             activity = known.activity(wanted)
             silent = [known.failed[name] for name in wanted.replicas if name in known.failed]
@@ -227,19 +225,21 @@ class Pass:
         with self._changing:
             busy = {name[0] for name in self._at_work}
         asking = {vm_id for vm_id, _ in known.wanted}
+        youths = {
+            key: recovery.youth(int(copied["point"]), now)
+            for key, copied in known.copies.items()
+            if key[2]  # else it is a directory without copies
+        }
         youngest: dict[tuple[int, str], tuple[bool, int]] = {}
-        for (_, vm_id, disk), copied in known.copies.items():
-            if disk:
-                youth, key = recovery.youth(int(copied["point"]), now), (vm_id, disk)
-                youngest[key] = max(youth, youngest.get(key, youth))
+        for (_, vm_id, disk), youth in youths.items():
+            youngest[vm_id, disk] = max(youth, youngest.get((vm_id, disk), youth))
         useless: dict[str, list[tuple[int, str]]] = {}
         for (replica, vm_id, disk), copied in known.copies.items():
             if vm_id in busy or (not disk and vm_id in asking):
                 continue  # its directory may be empty because the first copy is on its way
             try:
                 # An older copy than another replica's must not be taken for the state of the disk.
-                youth = recovery.youth(int(copied["point"]), now) if disk else (False, 0)
-                is_older = disk and youth < youngest[vm_id, disk]
+                is_older = disk and youths[replica, vm_id, disk] < youngest[vm_id, disk]
                 if is_older or not disk or not cloud.still_asks(vm_id, disk, copied["record"]):
                     useless.setdefault(replica, []).append((vm_id, disk))
             except OnestorError as error:
@@ -434,6 +434,11 @@ class Pass:
             yield
         finally:
             turn.release()
+
+
+def _is_recent(point: int, frequency: int, now: float) -> bool:
+    """Whether a copy of that moment is as young as is asked for."""
+    return now - point / 1000 < frequency and not recovery.is_ahead(point, now)
 
 
 def _require_size(wanted: Wanted, size: int) -> None:
