@@ -8,12 +8,13 @@ may not be able to read the checkout.
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 _ALL_LINES = (7, 0)  # people see what oned is told from that version on
 
 
-def main(remotes: str, datastore: str, *options: str) -> int:
-    """The exit status: 1 when there was a reason not to change the datastore."""
+def main(remotes: str, datastore: str, *options: str) -> NoReturn:
+    """Exit with status 1 when there was a reason not to change the datastore."""
     sys.dont_write_bytecode = True  # what appears in there is copied to every host
     sys.path[0] = remotes
     from onestor_lib.frontend import boundary, openssh
@@ -29,12 +30,14 @@ def main(remotes: str, datastore: str, *options: str) -> int:
         return "\n".join(report.lines)
 
     status = boundary.run("tm", "adopt", [], work)
-    if status or not sum(problems):
-        return status
-    count = f"{sum(problems)} problem{'s' if sum(problems) > 1 else ''}"
-    sys.stderr.write(f"install.sh: adopt: datastore {datastore}: {count}, nothing was changed\n")
-    return 1
+    if sum(problems) and not status:
+        count = f"{sum(problems)} problem{'s' if sum(problems) > 1 else ''}"
+        sys.stderr.write(
+            f"install.sh: adopt: datastore {datastore}: {count}, nothing was changed\n"
+        )
+        status = 1
+    boundary.leave(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -295,7 +295,7 @@ def work(request):
             found = agent.call(operation, **json.loads(facts))
     return json.dumps(found)
 
-sys.exit(boundary.run("tm", "try", sys.argv[1:], work))
+boundary.leave(boundary.run("tm", "try", sys.argv[1:], work))
 """
 
 

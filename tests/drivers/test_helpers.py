@@ -24,7 +24,7 @@ def work(request):
 
 
 if __name__ == "__main__":
-    sys.exit(boundary.run("{kind}", "try", sys.argv[1:], work))
+    boundary.leave(boundary.run("{kind}", "try", sys.argv[1:], work))
 """
 
 

@@ -321,6 +321,16 @@ class TestFailures:
         )
         assert fe.run("tm", "delete").stdout == "answer\n"
 
+    def test_nothing_of_a_library_runs_once_the_action_is_over(self, fe: FrontEnd) -> None:
+        """OpenSSL's clean-up at exit kills processes in which one of its threads is at work."""
+        module = fe.remotes / "onestor_lib" / "frontend" / "actions" / "tm_delete.py"
+        module.write_text(
+            "import atexit, os\ndef run(request: object) -> str:\n"
+            "    atexit.register(os.abort)\n    return 'answer'\n"
+        )
+        done = fe.run("tm", "delete")
+        assert (done.returncode, done.stdout) == (0, "answer\n")
+
     def test_a_wrong_crash_point_is_an_error(self, fe: FrontEnd) -> None:
         fe.environment[crashpoints.VARIABLE] = "clone.somewhere"
         done = fe.run("tm", "delete", "x", "7", "1")

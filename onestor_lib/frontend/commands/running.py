@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn, Union
 
@@ -35,4 +34,5 @@ def run(name: str, work: Work) -> NoReturn:
             answer = answer.text
         return answer or None  # nothing to tell is not an empty line
 
-    sys.exit(boundary.run("tm", name, [], told) or status)
+    outcome = boundary.run("tm", name, [], told)
+    boundary.leave(outcome or status)
