@@ -83,6 +83,16 @@ def newest(directory: Path, disk: str) -> Copy | None:
     return None
 
 
+def put_behind(directory: Path, disk: str, point: int) -> None:
+    """Let copies of a disk whose moment is not before ``point`` be its oldest, by their names.
+
+    The clock was set back since: whenever they were made, what shows ``point`` is younger.
+    """
+    ahead = [copy for copy in of_vm(directory) if copy.disk == disk and copy.point >= point]
+    for oldest, copy in enumerate(ahead):
+        copy.directory.rename(new(directory, disk, oldest).directory)
+
+
 def remove_unfinished(directory: Path, disk: str) -> None:
     """Remove the copies of a disk that are being made; whoever makes one finds it gone."""
     with contextlib.suppress(FileNotFoundError):

@@ -26,7 +26,7 @@ from tests.life.recovering import (
     started,
     use_replicas,
 )
-from tests.oned import objects
+from tests.oned import objects, transfer
 from tests.oned.objects import Vm
 from tests.testbed import DATASTORES
 
@@ -89,6 +89,32 @@ def test_G1_G16_G20_a_dead_host(world: World, vm: Vm, replica: Node) -> None:
     assert listed(world)[vm.id, "disk.0"]["error"] == ""
     good(world.bed.oned.terminate(vm))
     assert not replica.exists(f"{ROOT}/{vm.id}")
+
+
+def test_G1_what_a_dead_host_had_is_not_what_a_failed_move_leaves_there(
+    world: World, vm: Vm, replica: Node, revived: None
+) -> None:
+    """The VM went on elsewhere, and now it is to go back: an old disk must not start there."""
+    run(world)
+    directory = world.directory(vm)
+    world.one.cut()
+    dead(world, "host01")
+    recreate(world, vm)
+    world.bed.cloud.set_state(vm, objects.POWEROFF)
+    kept = world.count(world.two, world.disk(vm)).highest
+    world.one.heal()
+    reply = world.life.migrate(vm, "host01")
+    assert not reply.success and "the VM is running there" in reply.error
+    assert world.one.exists(world.disk(vm))  # in use, after all
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    run(world)  # oned counts the VM to this host: the note stays as long as the VM is on its way
+    world.bed.environment(**{crashpoints.VARIABLE: "move.received"})
+    again = transfer.move(vm, "host02", "host01")
+    assert not world.bed.oned.transfer_mad.run_script(again).success
+    assert not world.one.exists(directory) and world.two.exists(world.disk(vm))
+    world.bed.environment()
+    good(world.bed.oned.transfer_mad.run_script(again))
+    assert world.count(world.one, world.disk(vm)).highest == kept
 
 
 def test_G2_G21_replicas_that_are_down_are_told_later(world: World, vm: Vm, replica: Node) -> None:

@@ -71,21 +71,30 @@ def examine(
 
 
 def move(
-    call: Call, *, path: str, target: str, peer: dict[str, Any], disks: list[str], **how: Any
+    call: Call,
+    *,
+    path: str,
+    target: str,
+    peer: dict[str, Any],
+    disks: list[str],
+    left_behind: dict[str, str] | None = None,
+    **how: Any,
 ) -> dict[str, Any]:
     """Move the directory to ``target`` on the ``peer``; what is there already is success.
 
     ``disks`` are the files that must be in it: a directory without them is no VM's, and the one
     at the target, if it has them, is the only copy (known failures D1 and L13). ``peer`` has the
-    ``host`` and the ``argv`` that starts an agent there, none for this machine. Returns how many
-    bytes were ``sent``, and how it was ``done``.
+    ``host`` and the ``argv`` that starts an agent there, none for this machine. ``left_behind`` is
+    the VM's domain if what the target has of the VM was to be deleted: that goes first, for it
+    must not be what is there when the move fails. Returns how many bytes were ``sent``, and how
+    it was ``done``.
     """
     directory = Path(path)
     priority.lower(**how["bulk"])
     publish.sweep(directory.parent)
     with _marked(directory) as marker, _agent(call, **peer) as there:
         found = there.call(
-            "directory.examine", path=target, marker=marker, disks=disks, domain=None
+            "directory.examine", path=target, marker=marker, disks=disks, domain=left_behind
         )
         if marker and found["same"]:
             return {"done": "same", "sent": 0}
@@ -97,6 +106,9 @@ def move(
                 call.log("WARN", f"{path}: {what}; {target}, last written {age:.0f} s ago, is used")
                 return {"done": "already", "sent": 0}
             raise Missing(_STEP, what, path=path)
+        if left_behind and found["there"]:
+            _require_off(found["state"], peer["host"], target, _STEP)
+            there.call("directory.delete", path=target)
         tree.make_links_relative(directory)
         if not peer["argv"] and _is_one_file_system(directory, Path(target)):
             publish.remove(directory / marker)
@@ -134,9 +146,7 @@ def prepare(
             return {"done": "same", "sent": 0}
         _require_source(directory, marker, disks)
         _require_copied(directory, disks)
-        if found["state"] not in _OFF:
-            cause = f"the VM is {found['state']} there already"
-            raise NotAllowed("prepare the target", cause, host=peer["host"], path=target)
+        _require_off(found["state"], peer["host"], target, "prepare the target")
         if not any(directory.glob("*.xml")):
             for name, text in descriptions.items():
                 publish.write_file(directory / name, text.encode("utf-8", "surrogateescape"))
@@ -214,9 +224,7 @@ def abandon(
         if found["same"]:
             return {"removed": False, "same": True}
         _require_source(directory, marker, disks)
-        if found["state"] not in _OFF:
-            cause = f"the VM is {found['state']} there"
-            raise NotAllowed("clean up the target", cause, host=peer["host"], path=target)
+        _require_off(found["state"], peer["host"], target, "clean up the target")
         if _state(domain) in _OFF:
             cause = "the VM runs nowhere: the newest disks may be there"
             raise NotAllowed("clean up the target", cause, host=peer["host"], path=target)
@@ -348,6 +356,11 @@ def _require_source(directory: Path, marker: str, disks: list[str]) -> None:
         raise Missing(_STEP, "no such directory", path=str(directory))
     if missing := _missing(directory, disks):
         raise Missing(_STEP, f"{', '.join(missing)} missing", path=str(directory))
+
+
+def _require_off(state: str, host: str, target: str, step: str) -> None:
+    if state not in _OFF:
+        raise NotAllowed(step, f"the VM is {state} there", host=host, path=target)
 
 
 def _require_copied(directory: Path, disks: list[str]) -> None:

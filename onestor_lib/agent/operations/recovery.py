@@ -189,6 +189,7 @@ def fetch(
                 more_facts = {"version": made["version"], "base": made["base"]}
                 _complete(unnamed, digests, {**record, **more_facts})
                 call.ask("wanted")
+                recovery.put_behind(directory, disk, new.point)
                 os.rename(prepared, new.directory)
                 publish.sync_dir(directory)
             crashpoints.reach("recovery.renamed")

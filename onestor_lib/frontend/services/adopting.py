@@ -37,7 +37,6 @@ def mode(driver: str) -> dict[str, str]:
 MODE = mode(DRIVER)
 _IMAGES, _SYSTEM = "0", "1"  # types of datastores
 _STEP = "adopt datastore"
-_UNKNOWN = "16"  # a state of an active VM
 _STATES = {
     vms.ACTIVE: "running",
     vms.STOPPED: "stopped",
@@ -152,7 +151,7 @@ class Adoption:
         for each in placed:
             lcm_state = each.vm.text("LCM_STATE")
             active = each.vm.text("STATE") == vms.ACTIVE
-            if active and lcm_state not in (vms.RUNNING, _UNKNOWN):
+            if active and lcm_state not in (vms.RUNNING, vms.UNKNOWN):
                 cause = f"an action is going on or has failed (LCM_STATE {lcm_state})"
                 self.report.problem(f"{each}: {cause}; mend: wait for it, or onevm recover")
 

@@ -9,7 +9,7 @@ from onestor_lib.agent import crashpoints
 from onestor_lib.agent.space import MB
 from onestor_lib.frontend import arguments, oned, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import domains, vms
+from onestor_lib.frontend.services import domains, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
 _SYSTEM = "SYSTEM"  # CLONE_TARGET, LN_TARGET: the disk lies in the system datastore
@@ -34,7 +34,11 @@ class Move:
     def run(self) -> dict[str, Any]:
         """Move the directory; see ``onestor_lib.agent.operations.directory.move``."""
         crashpoints.reach("frontend.moving")
-        done = self._call("directory.move", **self._how())
+        # None is the usual case. The target, back from the dead, has an older state of the VM.
+        left_behind = None
+        if tombstones.is_noted(self.target):
+            left_behind = domains.of(self.vm, self.settings)
+        done = self._call("directory.move", left_behind=left_behind, **self._how())
         crashpoints.reach("frontend.moved")
         return done
 

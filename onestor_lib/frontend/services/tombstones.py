@@ -46,6 +46,11 @@ def for_place(place: VmPath) -> None:
     state.write(_name(place.host, place.path), {**facts, "at": time.time()})
 
 
+def is_noted(place: VmPath) -> bool:
+    """Whether a VM's directory, or a disk, has to go there."""
+    return any(known == _name(place.host, place.path) for known, _ in state.every(_KIND))
+
+
 def for_copies(replica: str, root: str, vm_id: int, disk: str) -> None:
     """Note that recovery copies have to go; raises ``OSError``."""
     facts = {"what": COPIES, "host": replica, "path": root, "vm": vm_id, "disk": disk}
@@ -128,7 +133,8 @@ def _is_settled(
         if vm.text("STATE") in vms.UNPLACED or vm.text("LCM_STATE") in vms.GOING:
             return None  # it may be placed there the next moment
         if _is_in_use(vm, place):
-            return True
+            # Before it has arrived, what is there is still the old one (see ``moving.Move.run``).
+            return None if _is_arriving(vm) else True
         lives = _lives_there(vm, place)
         if not last and not lives and _runs(agent, vm, _settings(request, client, place), place):
             request.log.warn(
@@ -163,6 +169,11 @@ def _is_in_use(vm: xml.Element, place: VmPath) -> bool:
     """Whether the VM lives there again, or has a disk of this name again."""
     ids = [disk.text("DISK_ID") for disk in vm.all("TEMPLATE/DISK")]
     return _lives_there(vm, place) and (not place.name or str(place.disk_id) in ids)
+
+
+def _is_arriving(vm: xml.Element) -> bool:
+    here = (vms.RUNNING, vms.UNKNOWN)
+    return vm.text("STATE") == vms.ACTIVE and vm.text("LCM_STATE") not in here
 
 
 def _name_of_copies(replica: str, root: str, vm_id: int, disk: str) -> str:

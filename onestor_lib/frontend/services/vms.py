@@ -23,7 +23,7 @@ from onestor_lib.frontend.services import systems
 # States of a VM (contract section 2.5): numbers are part of the contract (known failure L4).
 ACTIVE, DONE = "3", "6"
 UNPLACED = ("0", "1", "2", "10", "11")  # init, pending, hold, cloning and its failure
-RUNNING = "3"
+RUNNING, UNKNOWN = "3", "16"
 PROLOG, EPILOG, CLEANUP_RESUBMIT, CLEANUP_DELETE = "1", "11", "15", "23"
 GOING = (EPILOG, CLEANUP_RESUBMIT, CLEANUP_DELETE)
 STOPPED, POWEROFF, UNDEPLOYED = "4", "8", "9"
