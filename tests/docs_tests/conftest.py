@@ -27,7 +27,11 @@ def running_bed() -> Iterator[Testbed]:
 @pytest.fixture
 def bed(running_bed: Testbed) -> Testbed:
     """Image 5, VM 7 with a thin disk 0 on host01, the replica host03; all of it anew."""
-    bed = running_bed
+    set_up(running_bed)
+    return running_bed
+
+
+def set_up(bed: Testbed) -> None:
     bed.clean()
     bed.system.template["REPLICA_HOST"] = "host03"
     bed.cloud.save(bed.system)
@@ -37,4 +41,3 @@ def bed(running_bed: Testbed) -> Testbed:
     bed.cloud.set_state(vm, objects.POWEROFF)
     assert bed.disk_path(vm) == "/var/lib/one/datastores/102/7/disk.0"
     assert bed.hosts[0].exists(f"{bed.disk_path(vm)}.base")
-    return bed

@@ -21,6 +21,7 @@ import pytest
 from onestor_lib.frontend.commands.onestor import main as onestor
 from tests.cluster import Node
 from tests.docs_tests import pages
+from tests.docs_tests.conftest import set_up
 from tests.docs_tests.pages import Command
 from tests.install_tests.conftest import FrontEnd, new_front_end, real_tree
 from tests.testbed import AGENT, LOG, Testbed
@@ -49,10 +50,14 @@ ELSEWHERE = {
     "tests/bench": "takes ten minutes; one of its figures is run",
     "tests/coverage": "takes longer than the tests that it runs, this one among them",
 }
+# They change nothing that another command finds.
+LOOKS = ("grep", "printf", "ssh", "tail", "onestor cache list", "onestor cache show",
+         "onestor doctor", "onestor recovery list", "onestor vm show")  # fmt: skip
 # Exit statuses other than 0 that are an answer.
 ANSWERS = {"grep": {1}, "onestor doctor": {1}}
 
 COMMANDS = pages.commands()
+KINDS = ("look", "cluster", "demo", "install", "checkout", "absent")
 
 
 def words(text: str) -> list[str]:
@@ -88,13 +93,25 @@ def by(what: str) -> list[Any]:
             return "checkout"
         if any(each[0] in NOT_RUN for each in programs(command.text)):
             return "absent"
-        return "cluster"
+        return "look" if command.text.startswith(LOOKS) else "cluster"
 
-    assert what in ("cluster", "demo", "install", "checkout", "absent")
+    assert what in KINDS
     return [pytest.param(each, id=str(each)) for each in COMMANDS if way(each) == what]
 
 
 # -- on the test cluster ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def untouched(running_bed: Testbed) -> Testbed:
+    """As ``bed``, until a test takes that."""
+    set_up(running_bed)
+    return running_bed
+
+
+@pytest.mark.parametrize("command", by("look"))
+def test_command_that_looks_runs(untouched: Testbed, command: Command) -> None:
+    try_out(untouched, command)
 
 
 @pytest.mark.parametrize("command", by("cluster"))
@@ -105,9 +122,13 @@ def test_command_runs(bed: Testbed, command: Command) -> None:
     if words(command.text)[:2] == ["onestor", "metrics"]:
         run_before(bed, command)
     try:
-        status, said = run(bed.frontend, command)
+        try_out(bed, command)
     finally:
         bed.system.tm_mad = "onestor"
+
+
+def try_out(bed: Testbed, command: Command) -> None:
+    status, said = run(bed.frontend, command)
     name = next((each for each in ANSWERS if command.text.startswith(each)), "")
     assert status in {0} | ANSWERS.get(name, set()), said
     assert "Traceback" not in said
@@ -194,9 +215,8 @@ def test_the_list_has_no_more_than_is_used() -> None:
 
 
 def test_there_are_commands_of_every_kind() -> None:
-    kinds = ("cluster", "demo", "install", "checkout", "absent")
-    assert all(by(kind) for kind in kinds)
-    assert sum(len(by(kind)) for kind in kinds) == len(COMMANDS)
+    assert all(by(kind) for kind in KINDS)
+    assert sum(len(by(kind)) for kind in KINDS) == len(COMMANDS)
 
 
 # -- onestor in running text -----------------------------------------------------------------------

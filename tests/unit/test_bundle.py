@@ -22,12 +22,20 @@ LIBRARY = Path(__file__).resolve().parents[2] / "onestor_lib"
 LOCKS = "agent/locks.py"
 
 
-@pytest.fixture
-def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the library that :func:`bundle.build` takes for its own, with the file made."""
-    copy = tmp_path / "onestor_lib"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the library with the file."""
+    copy = tmp_path_factory.mktemp("made") / "onestor_lib"
     shutil.copytree(LIBRARY, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / bundle.PREBUILT).write_bytes(bundle.prebuild(copy))
+    return copy
+
+
+@pytest.fixture
+def library(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """One more copy, which :func:`bundle.build` takes for its own."""
+    copy = tmp_path / "onestor_lib"
+    shutil.copytree(made, copy)
     monkeypatch.setattr(onestor_lib, "__file__", str(copy / "__init__.py"))
     bundle._build.cache_clear()
     yield copy
