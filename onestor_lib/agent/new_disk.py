@@ -120,7 +120,10 @@ class NewDisk:
         if name != wanted:
             raise TransferFailed("recover disk", f"it lies on {name!r}", path=str(path))
         if self._shape.grow_to > chain.virtual_size(path, image_format, step="recover disk"):
-            qemu_img.grow(path, image_format, self._shape.grow_to, step="recover disk")
+            lies_on = self._base.path if self._base else None
+            qemu_img.grow(
+                path, image_format, self._shape.grow_to, base=lies_on, step="recover disk"
+            )
         self._snapshots = _fetch_snapshots(
             self._call, self._disk, self._source["snapshots"], self._stack
         )

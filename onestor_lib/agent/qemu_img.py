@@ -147,14 +147,31 @@ def _names_files(facts: dict[str, Any]) -> bool:
     )
 
 
-def grow(path: Path, image_format: str, size: int, *, step: str, allocate: bool = False) -> None:
+def grow(
+    path: Path,
+    image_format: str,
+    size: int,
+    *,
+    step: str,
+    allocate: bool = False,
+    base: Path | None = None,
+) -> None:
     """Make the image ``size`` bytes large for the guest.
 
-    The new part is a hole, or with ``allocate`` has blocks of its own.
+    The new part is a hole, or with ``allocate`` has blocks of its own. ``base`` is the qcow2 file
+    that an overlay lies on, as long as that has not got its name.
     """
     more = ["--preallocation=falloc"] if allocate else []
-    argv = [QEMU_IMG, "resize", "-q", *more, "-f", image_format, str(path), str(size)]
+    image = ["-f", image_format, str(path)]
+    if base:
+        image = ["json:" + json.dumps({**_node(path), "backing": _node(base)})]
+    argv = [QEMU_IMG, "resize", "-q", *more, *image, str(size)]
     process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
+
+
+def _node(path: Path) -> dict[str, Any]:
+    """A qcow2 file as a block device of qemu's (BlockdevOptions in its QMP reference)."""
+    return {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}}
 
 
 def create(

@@ -9,7 +9,8 @@ In the directory of the VM, below REPLICA_RECOVERY_SNAPS_DIR, a directory for ea
 
 ``point`` is the moment that it shows, in milliseconds since 1970. A copy gets its name when it is
 complete and on the disk, in one rename; then the older ones go. So there is a whole one at any
-time, and a disk that has not been written to is younger by another rename.
+time, and a disk that has not been written to is younger by another rename. (A copy of 1970 is one
+whose age is not known: the clock was set back since.)
 """
 
 from __future__ import annotations
@@ -81,16 +82,6 @@ def newest(directory: Path, disk: str) -> Copy | None:
         if copy.disk == disk and copy.record():
             return copy
     return None
-
-
-def put_behind(directory: Path, disk: str, point: int) -> None:
-    """Let copies of a disk whose moment is not before ``point`` be its oldest, by their names.
-
-    The clock was set back since: whenever they were made, what shows ``point`` is younger.
-    """
-    ahead = [copy for copy in of_vm(directory) if copy.disk == disk and copy.point >= point]
-    for oldest, copy in enumerate(ahead):
-        copy.directory.rename(new(directory, disk, oldest).directory)
 
 
 def remove_unfinished(directory: Path, disk: str) -> None:

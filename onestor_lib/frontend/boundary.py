@@ -67,10 +67,11 @@ def leave(status: int) -> NoReturn:
     OpenSSL's handler at exit needs all other threads to be done), and who is killed by that has
     failed in oned's eyes. All that is ours is in order by then: ``with`` blocks, and no buffer.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+    try:
+        for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    os._exit(status)
+    finally:  # also when it is closed, nobody reads it, or we are ended now
+        os._exit(status)
 
 
 def _attempt(

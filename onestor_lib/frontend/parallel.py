@@ -12,7 +12,6 @@ from onestor_lib.agent.errors import OnestorError
 
 NONSENSE = "understand the answer"  # the step of errors
 _AT_ONCE = 32
-_ENDING = 5.0  # seconds
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -57,9 +56,8 @@ def ask(
             except OnestorError as error:
                 outcomes.put((name, error))
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(names)))]
-    for thread in threads:
-        thread.start()
+    for _ in range(min(at_once, len(names))):
+        threading.Thread(target=work, daemon=True).start()
     answers: dict[K, T] = {}
     failed: dict[K, OnestorError] = {}
     for _ in names:
@@ -68,6 +66,4 @@ def ask(
             failed[name] = outcome
         else:
             answers[name] = outcome
-    for thread in threads:  # at their end all of them; OpenSSL does not bear that during an exit
-        thread.join(_ENDING)
     return answers, failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from tests.life.recovering import (
     use_replicas,
 )
 from tests.oned import objects, transfer
-from tests.oned.objects import Vm
+from tests.oned.objects import PROLOG_MIGRATE_UNKNOWN, Vm
 from tests.testbed import DATASTORES
 
 
@@ -91,6 +92,12 @@ def test_G1_G16_G20_a_dead_host(world: World, vm: Vm, replica: Node) -> None:
     assert not replica.exists(f"{ROOT}/{vm.id}")
 
 
+def on_its_way(world: World, vm: Vm, host: str, state: int = objects.PROLOG_MIGRATE) -> None:
+    """oned counts a VM to the host that it moves to from the beginning."""
+    world.bed.cloud.place(vm, host, world.bed.system)
+    world.bed.cloud.set_state(vm, objects.ACTIVE, state)
+
+
 def test_G1_what_a_dead_host_had_is_not_what_a_failed_move_leaves_there(
     world: World, vm: Vm, replica: Node, revived: None
 ) -> None:
@@ -100,21 +107,65 @@ def test_G1_what_a_dead_host_had_is_not_what_a_failed_move_leaves_there(
     world.one.cut()
     dead(world, "host01")
     recreate(world, vm)
-    world.bed.cloud.set_state(vm, objects.POWEROFF)
     kept = world.count(world.two, world.disk(vm)).highest
     world.one.heal()
-    reply = world.life.migrate(vm, "host01")
+    on_its_way(world, vm, "host01")
+    move = transfer.move(vm, "host02", "host01")
+    reply = world.bed.oned.transfer_mad.run_script(move)
     assert not reply.success and "the VM is running there" in reply.error
     assert world.one.exists(world.disk(vm))  # in use, after all
     world.kvm.virsh("host01", "destroy", vm.deploy_id)
-    run(world)  # oned counts the VM to this host: the note stays as long as the VM is on its way
+    run(world)  # the note stays as long as the VM is on its way
     world.bed.environment(**{crashpoints.VARIABLE: "move.received"})
-    again = transfer.move(vm, "host02", "host01")
-    assert not world.bed.oned.transfer_mad.run_script(again).success
+    assert not world.bed.oned.transfer_mad.run_script(move).success
     assert not world.one.exists(directory) and world.two.exists(world.disk(vm))
     world.bed.environment()
-    good(world.bed.oned.transfer_mad.run_script(again))
+    good(world.bed.oned.transfer_mad.run_script(move))
+    good(world.bed.oned.transfer_mad.run_script(move))  # it is there, and not old any more
+    world.bed.cloud.set_state(vm, objects.POWEROFF)
+    run(world)
     assert world.count(world.one, world.disk(vm)).highest == kept
+
+
+def test_G1_what_a_host_that_came_back_has_anew_stays_while_it_is_moved(
+    world: World, vm: Vm, replica: Node, revived: None
+) -> None:
+    """It was to be deleted, but the VM was made anew in the same place; and that move fails."""
+    directory = world.directory(vm)
+    world.one.cut()
+    dead(world, "host01")
+    delete_for_recreate(world, vm)
+    world.one.heal()
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    good(world.bed.oned.instantiate(vm, "host01", world.bed.system))
+    on_its_way(world, vm, "host02")
+    run(world)
+    assert world.one.exists(world.disk(vm))
+    world.bed.environment(**{crashpoints.VARIABLE: "move.received"})
+    move = transfer.move(vm, "host01", "host02")
+    assert not world.bed.oned.transfer_mad.run_script(move).success
+    world.bed.environment()
+    world.bed.cloud.set_state(vm, objects.POWEROFF)  # onevm recover --success
+    run(world)
+    assert world.one.exists(directory)
+    good(world.bed.oned.transfer_mad.run_script(move))
+    assert world.two.exists(world.disk(vm)) and not world.one.exists(directory)
+
+
+def test_G1_D9_a_vm_that_leaves_a_dead_host_finds_nothing_old(
+    world: World, vm: Vm, replica: Node, revived: None
+) -> None:
+    world.one.cut()
+    dead(world, "host01")
+    recreate(world, vm)
+    world.one.heal()
+    on_its_way(world, vm, "host01", PROLOG_MIGRATE_UNKNOWN)
+    move = transfer.move(vm, "host02", "host01")
+    reply = world.bed.oned.transfer_mad.run_script(move)
+    assert not reply.success and "the VM still runs there" in reply.error
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    good(world.bed.oned.transfer_mad.run_script(move))
+    assert not world.one.exists(world.directory(vm)) and world.two.exists(world.disk(vm))
 
 
 def test_G2_G21_replicas_that_are_down_are_told_later(world: World, vm: Vm, replica: Node) -> None:
@@ -347,6 +398,19 @@ def test_a_copy_from_before_the_clock_was_set_back_is_not_the_youngest(
     world.bed.oned.cloud.set_state(vm, objects.POWEROFF)  # nothing is copied: only cleaned up
     run(world)
     assert copies(world, vm) == [] and moment(world, vm, world.two) == kept
+
+
+def test_G22_a_copy_from_before_the_disk_has_grown(world: World, vm: Vm, replica: Node) -> None:
+    """Its base has no name yet when the new disk is made as large as it was."""
+    run(world)
+    kept = moment(world, vm)
+    world.life.power_off(vm)
+    good(world.life.resize(vm, vm.disks[0], 72))
+    recreate(world, vm)
+    disk = world.disk(vm)
+    assert world.count(world.two, disk).highest == kept
+    info = json.loads(world.two.run(["qemu-img", "info", "--output=json", disk]).stdout)
+    assert (info["virtual-size"], info["backing-filename"]) == (72 << 20, "disk.0.base")
 
 
 @pytest.mark.parametrize("damage", ["", "rotten", "cut short", "gone"])

@@ -183,6 +183,36 @@ def test_L13_what_is_used_instead_is_told(place: Place) -> None:
         place.run("move", **HOW)
 
 
+def test_G1_what_was_left_behind_goes_before_anything_comes(place: Place) -> None:
+    """And the front-end, which may end at any moment, has taken note by then."""
+    place.arrive("disk.0")
+
+    def refuse(question: dict[str, Any]) -> dict[str, Any]:
+        assert question == {"ask": "cleared"}
+        assert not place.target.exists() and (place.source / "disk.0").exists()
+        raise OnestorError("take note", "no room")
+
+    place.call.on_ask = refuse
+    with pytest.raises(OnestorError, match="no room"):
+        place.run("move", left_behind=DOMAIN, **HOW)
+    assert not place.target.exists() and (place.source / "disk.0").exists()
+
+
+def test_G1_what_was_left_behind_is_never_used(place: Place) -> None:
+    place.arrive("disk.0")
+    (place.source / "disk.0").unlink()
+    with pytest.raises(Missing, match=r"disk\.0 missing"):
+        place.run("move", left_behind=DOMAIN, **HOW)
+    assert (place.target / "disk.0").exists()
+
+
+def test_G1_what_was_left_behind_stays_while_the_vm_runs_there(place: Place) -> None:
+    place.arrive("disk.0")
+    with pytest.raises(NotAllowed, match="the VM is running there"):
+        place.run("move", left_behind={**DOMAIN, "domain": "test"}, **HOW)
+    assert (place.target / "disk.0").exists()
+
+
 def test_D6_one_file_system_mounted_twice_is_copied(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,9 +85,9 @@ def move(
     ``disks`` are the files that must be in it: a directory without them is no VM's, and the one
     at the target, if it has them, is the only copy (known failures D1 and L13). ``peer`` has the
     ``host`` and the ``argv`` that starts an agent there, none for this machine. ``left_behind`` is
-    the VM's domain if what the target has of the VM was to be deleted: that goes first, for it
-    must not be what is there when the move fails. Returns how many bytes were ``sent``, and how
-    it was ``done``.
+    the VM's domain if what the target has of the VM is old and was to be deleted: it is never
+    used, and goes first, as it must not be what is there when the move fails; the front-end is
+    asked to take note. Returns how many bytes were ``sent``, and how it was ``done``.
     """
     directory = Path(path)
     priority.lower(**how["bulk"])
@@ -101,14 +101,15 @@ def move(
         missing = _missing(directory, disks)
         if not marker or missing:
             what = f"{', '.join(missing)} missing" if marker else "no such directory"
-            if found["there"] and not found["missing"]:
+            if found["there"] and not found["missing"] and not left_behind:
                 age = time.time() - found["written"]
                 call.log("WARN", f"{path}: {what}; {target}, last written {age:.0f} s ago, is used")
                 return {"done": "already", "sent": 0}
             raise Missing(_STEP, what, path=path)
-        if left_behind and found["there"]:
+        if left_behind:
             _require_off(found["state"], peer["host"], target, _STEP)
             there.call("directory.delete", path=target)
+            call.ask("cleared")
         tree.make_links_relative(directory)
         if not peer["argv"] and _is_one_file_system(directory, Path(target)):
             publish.remove(directory / marker)

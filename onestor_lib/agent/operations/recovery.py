@@ -38,6 +38,7 @@ from onestor_lib.agent.server import Call
 
 _STEP = "make the recovery copy"
 _LOOKS = 5  # for a copy that is being replaced
+_LONG_AGO = 1  # before the moment of any copy whose age is known
 
 
 def look(call: Call, *, uri: str) -> dict[str, dict[str, list[int]]]:
@@ -189,7 +190,7 @@ def fetch(
                 more_facts = {"version": made["version"], "base": made["base"]}
                 _complete(unnamed, digests, {**record, **more_facts})
                 call.ask("wanted")
-                recovery.put_behind(directory, disk, new.point)
+                _put_behind(directory, disk, older, new.point)
                 os.rename(prepared, new.directory)
                 publish.sync_dir(directory)
             crashpoints.reach("recovery.renamed")
@@ -370,8 +371,18 @@ def _complete(new: recovery.Copy, digests: bytes, record: dict[str, Any]) -> Non
     publish.sync_dir(new.directory)
 
 
-def _drop(directory: Path, disk: str, *, but: int = 0) -> bool:
-    """Remove the copies of a disk but for one; whether there was any."""
+def _put_behind(directory: Path, disk: str, older: recovery.Copy | None, point: int) -> None:
+    """Make the copy so far the older one of two by its name, too.
+
+    Its moment is after ``point`` if the clock was set back meanwhile; how old it is, is not known.
+    """
+    if older and older.point >= point:
+        _drop(directory, disk, but=older.point)
+        older.directory.rename(recovery.new(directory, disk, _LONG_AGO).directory)
+
+
+def _drop(directory: Path, disk: str, *, but: int = -1) -> bool:
+    """Remove the copies of a disk, but for the one of a moment; whether there was any."""
     removed = False
     for copy in recovery.of_vm(directory):
         if copy.disk == disk and copy.point != but:

@@ -7,7 +7,7 @@ import time
 from onestor_lib.agent.errors import InvalidInput
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import kept, vms
+from onestor_lib.frontend.services import kept, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.moving import Move, described
 
@@ -30,6 +30,7 @@ def run(request: Request) -> None:
     vm = client.vm(vm_id)
     if vm.text("LCM_STATE") in vms.PROLOG_MIGRATE_UNKNOWN:
         # The source is dead: it must not even be asked (known failure D9).
+        tombstones.clear(request, client, vm, target)
         request.log.info(f"VM {vm_id} leaves {source.host} behind: nothing to move")
         return
     settings, _ = vms.settings_of(request.settings, client, target)

@@ -34,11 +34,18 @@ class Move:
     def run(self) -> dict[str, Any]:
         """Move the directory; see ``onestor_lib.agent.operations.directory.move``."""
         crashpoints.reach("frontend.moving")
-        # None is the usual case. The target, back from the dead, has an older state of the VM.
+        tombstones.forget(self.source)  # the VM was there again: what is there is the newest
         left_behind = None
         if tombstones.is_noted(self.target):
             left_behind = domains.of(self.vm, self.settings)
-        done = self._call("directory.move", left_behind=left_behind, **self._how())
+
+        def take_note(question: dict[str, Any]) -> dict[str, Any]:
+            tombstones.forget(self.target)  # from now on what is there is what has arrived
+            return {}
+
+        done = self._call(
+            "directory.move", on_ask=take_note, left_behind=left_behind, **self._how()
+        )
         crashpoints.reach("frontend.moved")
         return done
 

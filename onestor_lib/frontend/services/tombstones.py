@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from onestor_lib.agent.client import AgentClient
-from onestor_lib.agent.errors import HostUnreachable, Missing, OnestorError
+from onestor_lib.agent.errors import HostUnreachable, Missing, NotAllowed, OnestorError
 from onestor_lib.frontend import arguments, oned, state, xml
 from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.boundary import Request
@@ -47,8 +47,29 @@ def for_place(place: VmPath) -> None:
 
 
 def is_noted(place: VmPath) -> bool:
-    """Whether a VM's directory, or a disk, has to go there."""
+    """Whether what is there of a VM, the directory or the disk, is old and has to go."""
     return any(known == _name(place.host, place.path) for known, _ in state.every(_KIND))
+
+
+def forget(place: VmPath) -> None:
+    """What is there, if anything, is no more what was to go; raises :class:`OnestorError`."""
+    state.remove(_name(place.host, place.path))
+    if is_noted(place):
+        cause = "its note cannot be removed"
+        raise OnestorError("forget what was to go", cause, host=place.host, path=place.path)
+
+
+def clear(request: Request, client: oned.Client, vm: xml.Element, place: VmPath) -> None:
+    """Delete now what has to go there: the VM is about to be started with what is found."""
+    if not is_noted(place):
+        return
+    settings = _settings(request, client, place)
+    with Hosts(settings, request.log).agent(place.host) as agent:
+        if _runs(agent, vm, settings, place):
+            cause = "the VM still runs there"
+            raise NotAllowed("clear the place", cause, host=place.host, path=place.path)
+        agent.call("directory.delete", path=place.path)
+    forget(place)
 
 
 def for_copies(replica: str, root: str, vm_id: int, disk: str) -> None:
@@ -130,11 +151,10 @@ def _is_settled(
             vm = client.vm(place.vm_id)
         except Missing:
             return False
-        if vm.text("STATE") in vms.UNPLACED or vm.text("LCM_STATE") in vms.GOING:
-            return None  # it may be placed there the next moment
+        if vm.text("STATE") in vms.UNPLACED or _is_changing(vm):
+            return None  # it may come from there, or be placed there the next moment
         if _is_in_use(vm, place):
-            # Before it has arrived, what is there is still the old one (see ``moving.Move.run``).
-            return None if _is_arriving(vm) else True
+            return True
         lives = _lives_there(vm, place)
         if not last and not lives and _runs(agent, vm, _settings(request, client, place), place):
             request.log.warn(
@@ -171,9 +191,10 @@ def _is_in_use(vm: xml.Element, place: VmPath) -> bool:
     return _lives_there(vm, place) and (not place.name or str(place.disk_id) in ids)
 
 
-def _is_arriving(vm: xml.Element) -> bool:
-    here = (vms.RUNNING, vms.UNKNOWN)
-    return vm.text("STATE") == vms.ACTIVE and vm.text("LCM_STATE") not in here
+def _is_changing(vm: xml.Element) -> bool:
+    """Whether an action on the VM is under way, or has failed: it may be on its way."""
+    at_rest = (vms.RUNNING, vms.UNKNOWN)
+    return vm.text("STATE") == vms.ACTIVE and vm.text("LCM_STATE") not in at_rest
 
 
 def _name_of_copies(replica: str, root: str, vm_id: int, disk: str) -> str:
