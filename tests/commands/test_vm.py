@@ -63,9 +63,11 @@ def test_flatten_and_thin(desk: Desk, vm: Vm) -> None:
     assert not row["done"] and row["disk"] == "disk.0" and row["bytes"] >= MB
     write(node, disk, "qcow2", 9, "6M")
     before = content(node, disk, "qcow2")
+    desk.bed.configure('QCOW2_OPTIONS="-o cluster_size=128k"\n')
     assert "lies on its image now" in desk.run("thin", str(vm.id), "0")
     assert names(node, vm) == {"disk.0", "disk.0.base"}
     assert content(node, disk, "qcow2") == before
+    assert "cluster_size: 131072" in node.run(["qemu-img", "info", disk]).stdout
     source = desk.bed.cloud.images[vm.disks[0].image_id or 0].source
     assert node.path(f"{disk}.base").samefile(node.path(source))
     assert node.path(disk).stat().st_blocks * 512 < MB  # what was written, and no more
@@ -114,6 +116,8 @@ qemu-img create -q -u -f qcow2 -b disk.0.snap/base -F qcow2 {disk}.snap/base.1 {
 ln -s disk.0.snap/base.1 {disk}"""
     node.run(["sh", "-c", script])
     assert not desk.rows("vm", "show", str(vm.id))[0]["own"]
+    desk.run("thin", str(vm.id), "0", status=1)
+    assert "flatten it first" in desk.complaints
     for _ in range(2):
         desk.run("flatten", str(vm.id), "0")
         assert content(node, disk, "qcow2") == before
@@ -133,6 +137,33 @@ def test_what_cannot_be_done_is_refused(desk: Desk, vm: Vm) -> None:
     desk.run("thin", str(raw.id), "0", status=1)
     assert "only a qcow2 disk" in desk.complaints
     assert "already" in desk.run("flatten", str(raw.id), "0")
+    kept = desk.started(desk.bed.image(MEDIUM_QCOW2, persistent=True))
+    desk.off(kept)
+    desk.run("thin", str(kept.id), "0", status=1)
+    assert "a persistent disk is a file of its own" in desk.complaints
+    empty = desk.bed.cloud.add_vm(disks=[desk.bed.cloud.volatile_disk(4)])
+    desk.run("flatten", str(empty.id), "0", status=1)
+    assert "is on no host" in desk.complaints
+    assert desk.bed.oned.instantiate(empty, "host01", desk.bed.system).success
+    desk.off(empty)
+    desk.run("thin", str(empty.id), "0", status=1)
+    assert "not made from an image" in desk.complaints
+
+
+def test_a_disk_that_was_made_smaller_than_its_image(desk: Desk, vm: Vm) -> None:
+    node, disk = desk.node("host01"), desk.bed.disk_path(vm)
+    desk.run("flatten", str(vm.id), "0")
+    node.run(["qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", disk, "4M"])
+    before = content(node, disk, "qcow2")
+    desk.run("thin", str(vm.id), "0", status=1)
+    assert "the image is larger than the disk" in desk.complaints
+    assert content(node, disk, "qcow2") == before and names(node, vm) == {"disk.0"}
+
+
+def test_the_size_of_snapshots_is_shown(desk: Desk, vm: Vm) -> None:
+    assert Life(desk.bed.oned).snapshot(vm, vm.disks[0]).success
+    (row,) = desk.rows("vm", "show", str(vm.id))
+    assert set(row["snapshots"]) == {"0"} and row["snapshots"]["0"] > 0
 
 
 def test_a_vm_that_runs_in_spite_of_all(desk: Desk, vm: Vm) -> None:

@@ -122,6 +122,9 @@ def test_restore_leaves_no_base_behind(bed: Testbed, vm: Vm) -> None:
     assert bed.frontend.read("/var/tmp/restore.argv").decode().split() == words.split()
     assert not host.exists(f"{disk}.base")
     assert same_content(bed, host, disk, "qcow2", QCOW2)
+    line = f"RESTORE onestor host01:{DATASTORES}//102/{vm.id} {vm.id} 7 0 0"
+    assert bed.oned.transfer_mad.run_line(line).success  # one disk of all
+    assert "disk.0 restored" in bed.log()
     script(bed, "restore", "echo no such backup >&2; exit 1")
     reply = bed.oned.transfer_mad.run_line(f"RESTORE onestor {words}")
     assert not reply.success and "no such backup" in reply.error

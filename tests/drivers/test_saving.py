@@ -370,6 +370,24 @@ def test_E12_C10_cpds_makes_a_complete_image(bed: Testbed, source: str, where: s
     assert content(bed.hosts[1], bed.disk_path(again), image.format) == seen
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_SPARSE_NO_of_what_comes_back(bed: Testbed, persistent: bool) -> None:
+    bed.images.template["SPARSE"] = "NO"
+    bed.cloud.save(bed.images)
+    image = bed.image(MEDIUM, persistent=persistent)
+    vm = running(bed, image)
+    write(bed.hosts[0], bed.disk_path(vm), "raw", 42)
+    seen = content(bed.hosts[0], bed.disk_path(vm), "raw")
+    if persistent:
+        assert bed.oned.terminate(vm).success
+    else:
+        image = Life(bed.oned).save_as(vm, vm.disks[0])
+        assert image.state == READY, image.template
+    assert content(bed.frontend, image.source, "raw") == seen
+    facts = bed.frontend.path(image.source).stat()
+    assert facts.st_blocks * 512 >= facts.st_size
+
+
 def test_E9_cpds_of_a_snapshot(bed: Testbed) -> None:
     """An overlay's snapshots are overlays on the same base (docs/design.md, section 4)."""
     vm = running(bed, bed.image(MEDIUM_QCOW2))
