@@ -164,14 +164,9 @@ def grow(
     more = ["--preallocation=falloc"] if allocate else []
     image = ["-f", image_format, str(path)]
     if base:
-        image = ["json:" + json.dumps({**_node(path), "backing": _node(base)})]
+        image = [_described([(path, image_format), (base, "qcow2")])]
     argv = [QEMU_IMG, "resize", "-q", *more, *image, str(size)]
     process.run(argv, timeout=QUICK, step=step).check(step, path=str(path))
-
-
-def _node(path: Path) -> dict[str, Any]:
-    """A qcow2 file as a block device of qemu's (BlockdevOptions in its QMP reference)."""
-    return {"driver": "qcow2", "file": {"driver": "file", "filename": str(path)}}
 
 
 def create(

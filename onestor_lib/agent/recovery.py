@@ -9,8 +9,7 @@ In the directory of the VM, below REPLICA_RECOVERY_SNAPS_DIR, a directory for ea
 
 ``point`` is the moment that it shows, in milliseconds since 1970. A copy gets its name when it is
 complete and on the disk, in one rename; then the older ones go. So there is a whole one at any
-time, and a disk that has not been written to is younger by another rename. (A copy of 1970 is one
-whose age is not known: the clock was set back since.)
+time, and a disk that has not been written to is younger by another rename.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 from onestor_lib.agent import publish
 
+AGE_UNKNOWN = 1  # the moment of a copy that was made before the clock was set back
 RECORD, DIGESTS = "record", "digests"
 _LOCK = re.compile(r"\.disk\.[0-9]+\.lock")
 _NAME = re.compile(r"(?P<disk>disk\.[0-9]+)\.(?P<point>[0-9]{13})")

@@ -84,6 +84,21 @@ def read_record(disk: Path) -> dict[str, Any]:
     return {}
 
 
+def placement(place: Path) -> int:
+    """Which of the VM's placements made what is there, a disk or the directory of some.
+
+    The latest, by the records (SEQ of the history, contract section 2.5); -1 when none tells.
+    """
+    found = -1
+    with contextlib.suppress(FileNotFoundError):
+        names = [place.name] if is_disk(place.name) else os.listdir(place)
+        directory = place.parent if is_disk(place.name) else place
+        for name in filter(is_disk, names):
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                found = max(found, int(read_record(directory / name)["sequence"]))
+    return found
+
+
 def write_record(disk: Path, record: dict[str, Any]) -> None:
     """Replace the record of ``disk``."""
     publish.write_file(record_path(disk), json.dumps(record).encode("ascii") + b"\n")

@@ -68,9 +68,9 @@ def leave(status: int) -> NoReturn:
     failed in oned's eyes. All that is ours is in order by then: ``with`` blocks, and no buffer.
     """
     try:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in (sys.stderr, sys.stdout):
             stream.flush()
-    finally:  # also when it is closed, nobody reads it, or we are ended now
+    finally:  # also when one is closed, nobody reads it, or we are ended now
         os._exit(status)
 
 

@@ -127,11 +127,10 @@ def test_G1_what_a_dead_host_had_is_not_what_a_failed_move_leaves_there(
     assert world.count(world.one, world.disk(vm)).highest == kept
 
 
-def test_G1_what_a_host_that_came_back_has_anew_stays_while_it_is_moved(
+def test_G1_what_a_host_that_came_back_has_anew_stays(
     world: World, vm: Vm, replica: Node, revived: None
 ) -> None:
-    """It was to be deleted, but the VM was made anew in the same place; and that move fails."""
-    directory = world.directory(vm)
+    """It was to be deleted, but the VM was made anew in the same place; then it is to move."""
     world.one.cut()
     dead(world, "host01")
     delete_for_recreate(world, vm)
@@ -141,15 +140,32 @@ def test_G1_what_a_host_that_came_back_has_anew_stays_while_it_is_moved(
     on_its_way(world, vm, "host02")
     run(world)
     assert world.one.exists(world.disk(vm))
-    world.bed.environment(**{crashpoints.VARIABLE: "move.received"})
-    move = transfer.move(vm, "host01", "host02")
-    assert not world.bed.oned.transfer_mad.run_script(move).success
-    world.bed.environment()
-    world.bed.cloud.set_state(vm, objects.POWEROFF)  # onevm recover --success
+    world.bed.cloud.set_state(vm, objects.POWEROFF)  # that failed; onevm recover --success
     run(world)
-    assert world.one.exists(directory)
-    good(world.bed.oned.transfer_mad.run_script(move))
-    assert world.two.exists(world.disk(vm)) and not world.one.exists(directory)
+    assert world.one.exists(world.disk(vm))
+    good(world.bed.oned.transfer_mad.run_script(transfer.move(vm, "host01", "host02")))
+    assert world.two.exists(world.disk(vm)) and not world.one.exists(world.directory(vm))
+
+
+def test_G1_what_is_old_stays_though_oned_has_the_vm_there(
+    world: World, vm: Vm, replica: Node, revived: None
+) -> None:
+    """A move there failed at once and was declared a success: nothing replaces the newer one."""
+    world.one.cut()
+    dead(world, "host01")
+    recreate(world, vm)
+    world.one.heal()
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    on_its_way(world, vm, "host01")
+    world.bed.cloud.set_state(vm, objects.POWEROFF)
+    assert "is older than the VM" in run(world)
+    newer = world.content(world.two, world.disk(vm), "qcow2")
+    on_its_way(world, vm, "host02")
+    good(world.bed.oned.transfer_mad.run_script(transfer.move(vm, "host01", "host02")))
+    assert world.content(world.two, world.disk(vm), "qcow2") == newer
+    world.bed.cloud.set_state(vm, objects.POWEROFF)
+    run(world)
+    assert not world.one.exists(world.directory(vm))
 
 
 def test_G1_D9_a_vm_that_leaves_a_dead_host_finds_nothing_old(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onestor_lib.agent import client, moving, tree, virsh
+from onestor_lib.agent import client, moving, tree, virsh, vm_directory
 from onestor_lib.agent.errors import Missing, NotAllowed, OnestorError
 from onestor_lib.agent.operations import directory as operations
 from tests.tool.placing import BULK, LocalCall
@@ -183,9 +183,19 @@ def test_L13_what_is_used_instead_is_told(place: Place) -> None:
         place.run("move", **HOW)
 
 
+def notes(*, source: int | None = None, target: int | None = None, domain: str = "one-7") -> Any:
+    """What the front-end has noted of two directories: up to which placement they are old."""
+    return {"source": source, "target": target, "domain": {**DOMAIN, "domain": domain}}
+
+
+def made_by(directory: Path, placement: int) -> None:
+    vm_directory.write_record(directory / "disk.0", {"sequence": str(placement)})
+
+
 def test_G1_what_was_left_behind_goes_before_anything_comes(place: Place) -> None:
     """And the front-end, which may end at any moment, has taken note by then."""
     place.arrive("disk.0")
+    made_by(place.target, 3)
 
     def refuse(question: dict[str, Any]) -> dict[str, Any]:
         assert question == {"ask": "cleared"}
@@ -194,7 +204,7 @@ def test_G1_what_was_left_behind_goes_before_anything_comes(place: Place) -> Non
 
     place.call.on_ask = refuse
     with pytest.raises(OnestorError, match="no room"):
-        place.run("move", left_behind=DOMAIN, **HOW)
+        place.run("move", notes=notes(target=3), **HOW)
     assert not place.target.exists() and (place.source / "disk.0").exists()
 
 
@@ -202,15 +212,41 @@ def test_G1_what_was_left_behind_is_never_used(place: Place) -> None:
     place.arrive("disk.0")
     (place.source / "disk.0").unlink()
     with pytest.raises(Missing, match=r"disk\.0 missing"):
-        place.run("move", left_behind=DOMAIN, **HOW)
+        place.run("move", notes=notes(target=3), **HOW)
     assert (place.target / "disk.0").exists()
 
 
 def test_G1_what_was_left_behind_stays_while_the_vm_runs_there(place: Place) -> None:
     place.arrive("disk.0")
     with pytest.raises(NotAllowed, match="the VM is running there"):
-        place.run("move", left_behind={**DOMAIN, "domain": "test"}, **HOW)
+        place.run("move", notes=notes(target=3, domain="test"), **HOW)
     assert (place.target / "disk.0").exists()
+
+
+def test_G1_what_was_made_since_is_not_what_was_left_behind(place: Place) -> None:
+    place.arrive("disk.0")
+    made_by(place.target, 4)
+    (place.source / "disk.0").unlink()
+    assert place.run("move", notes=notes(target=3), **HOW)["done"] == "already"
+
+
+def test_G1_D1_a_source_that_was_left_behind_replaces_nothing(place: Place) -> None:
+    """An earlier move to it failed and was declared a success."""
+    made_by(place.source, 3)
+    with pytest.raises(Missing, match="older than the VM"):
+        place.run("move", notes=notes(source=3), **HOW)
+    place.arrive("disk.0")
+    (place.target / "disk.0").write_text("newer")
+    assert place.run("move", notes=notes(source=3), **HOW)["done"] == "already"
+    assert place.there() == {"disk.0": "newer"}
+    assert (place.source / "disk.0").exists()
+
+
+@pytest.mark.parametrize("placement", [None, 4])
+def test_G1_a_source_that_was_made_since_is_moved(place: Place, placement: int | None) -> None:
+    if placement:
+        made_by(place.source, placement)
+    assert place.run("move", notes=notes(source=3), **HOW)["done"] == "renamed"
 
 
 def test_D6_one_file_system_mounted_twice_is_copied(

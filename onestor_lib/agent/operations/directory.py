@@ -55,8 +55,9 @@ def examine(
     """What another machine has to know of the directory here before it sends or removes anything.
 
     Whether the file ``marker`` that it has just made is ``same`` here, whether the directory is
-    ``there``, which of its ``disks`` are ``missing``, when one of them was last ``written``
-    (seconds since 1970), and the state of the ``domain``. What cannot be found out is an error.
+    ``there``, by which ``placement`` of the VM, which of its ``disks`` are ``missing``, when one of
+    them was last ``written`` (seconds since 1970), and the state of the ``domain``. What cannot be
+    found out is an error.
     """
     directory = Path(path)
     missing = _missing(directory, disks)
@@ -64,6 +65,7 @@ def examine(
     return {
         "same": _exists(directory / marker),
         "there": _exists(directory),
+        "placement": vm_directory.placement(directory),
         "missing": missing,
         "written": max((file.stat().st_mtime for file in there), default=0.0),
         "state": _state(domain),
@@ -77,38 +79,47 @@ def move(
     target: str,
     peer: dict[str, Any],
     disks: list[str],
-    left_behind: dict[str, str] | None = None,
+    notes: dict[str, Any] | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Move the directory to ``target`` on the ``peer``; what is there already is success.
 
     ``disks`` are the files that must be in it: a directory without them is no VM's, and the one
     at the target, if it has them, is the only copy (known failures D1 and L13). ``peer`` has the
-    ``host`` and the ``argv`` that starts an agent there, none for this machine. ``left_behind`` is
-    the VM's domain if what the target has of the VM is old and was to be deleted: it is never
-    used, and goes first, as it must not be what is there when the move fails; the front-end is
-    asked to take note. Returns how many bytes were ``sent``, and how it was ``done``.
+    ``host`` and the ``argv`` that starts an agent there, none for this machine. ``notes`` are there
+    if one of the two was to be deleted: up to which placement at the ``source`` and the ``target``,
+    and the VM's ``domain``. What is that old is never used; at the target it goes first, as it must
+    not be what is there when the move fails. Then the front-end is asked to drop the notes. Returns
+    how many bytes were ``sent``, and how it was ``done``.
     """
     directory = Path(path)
     priority.lower(**how["bulk"])
     publish.sweep(directory.parent)
     with _marked(directory) as marker, _agent(call, **peer) as there:
         found = there.call(
-            "directory.examine", path=target, marker=marker, disks=disks, domain=left_behind
+            "directory.examine",
+            path=target,
+            marker=marker,
+            disks=disks,
+            domain=(notes or {}).get("domain"),
         )
         if marker and found["same"]:
             return {"done": "same", "sent": 0}
+        is_old, is_old_there = _are_old(vm_directory.placement(directory), found, notes)
         missing = _missing(directory, disks)
-        if not marker or missing:
+        if not marker or missing or is_old:
             what = f"{', '.join(missing)} missing" if marker else "no such directory"
-            if found["there"] and not found["missing"] and not left_behind:
+            if is_old:
+                what = "it is older than the VM, and was to be deleted"
+            if found["there"] and not found["missing"] and not is_old_there:
                 age = time.time() - found["written"]
                 call.log("WARN", f"{path}: {what}; {target}, last written {age:.0f} s ago, is used")
                 return {"done": "already", "sent": 0}
             raise Missing(_STEP, what, path=path)
-        if left_behind:
+        if is_old_there:
             _require_off(found["state"], peer["host"], target, _STEP)
             there.call("directory.delete", path=target)
+        if notes:
             call.ask("cleared")
         tree.make_links_relative(directory)
         if not peer["argv"] and _is_one_file_system(directory, Path(target)):
@@ -357,6 +368,20 @@ def _require_source(directory: Path, marker: str, disks: list[str]) -> None:
         raise Missing(_STEP, "no such directory", path=str(directory))
     if missing := _missing(directory, disks):
         raise Missing(_STEP, f"{', '.join(missing)} missing", path=str(directory))
+
+
+def _are_old(
+    placement: int, there: dict[str, Any], notes: dict[str, Any] | None
+) -> tuple[bool, bool]:
+    """Whether what is here, and what is there, is what was to be deleted.
+
+    Where no record tells, what is here is not, for oned has counted on it since; what is there is.
+    """
+    if not notes:
+        return False, False
+    here, target = notes["source"], notes["target"]
+    is_old = here is not None and 0 <= placement <= here
+    return is_old, target is not None and there["there"] and there["placement"] <= target
 
 
 def _require_off(state: str, host: str, target: str, step: str) -> None:

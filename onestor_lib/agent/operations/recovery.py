@@ -38,7 +38,6 @@ from onestor_lib.agent.server import Call
 
 _STEP = "make the recovery copy"
 _LOOKS = 5  # for a copy that is being replaced
-_LONG_AGO = 1  # before the moment of any copy whose age is known
 
 
 def look(call: Call, *, uri: str) -> dict[str, dict[str, list[int]]]:
@@ -374,11 +373,11 @@ def _complete(new: recovery.Copy, digests: bytes, record: dict[str, Any]) -> Non
 def _put_behind(directory: Path, disk: str, older: recovery.Copy | None, point: int) -> None:
     """Make the copy so far the older one of two by its name, too.
 
-    Its moment is after ``point`` if the clock was set back meanwhile; how old it is, is not known.
+    Its moment is after ``point`` if the clock was set back meanwhile.
     """
     if older and older.point >= point:
         _drop(directory, disk, but=older.point)
-        older.directory.rename(recovery.new(directory, disk, _LONG_AGO).directory)
+        older.directory.rename(recovery.new(directory, disk, recovery.AGE_UNKNOWN).directory)
 
 
 def _drop(directory: Path, disk: str, *, but: int = -1) -> bool:

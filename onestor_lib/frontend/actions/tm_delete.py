@@ -7,7 +7,7 @@ import os
 from onestor_lib.agent.errors import HostUnreachable, OnestorError
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import forgetting, kept, recovered, tombstones
+from onestor_lib.frontend.services import forgetting, kept, recovered, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
 from onestor_lib.frontend.services.vms import GOING, is_given_up
 
@@ -88,5 +88,9 @@ def _leave_note(
     """
     if not tombstones.is_given_up(client, target.host) and not _is_recreating(client, target):
         raise error
-    tombstones.for_place(target)
+    try:
+        sequence = vms.sequence(client.vm(target.vm_id))
+    except OnestorError:
+        sequence = ""  # the VM is gone: what is left of it is of no other placement
+    tombstones.for_place(target, sequence)
     request.log.warn(f"{error}; what is there goes when {target.host} is back")

@@ -34,18 +34,19 @@ class Move:
     def run(self) -> dict[str, Any]:
         """Move the directory; see ``onestor_lib.agent.operations.directory.move``."""
         crashpoints.reach("frontend.moving")
-        tombstones.forget(self.source)  # the VM was there again: what is there is the newest
-        left_behind = None
-        if tombstones.is_noted(self.target):
-            left_behind = domains.of(self.vm, self.settings)
+        places = {"source": self.source, "target": self.target}
+        notes: dict[str, Any] = {what: tombstones.noted(place) for what, place in places.items()}
+        if any(note is not None for note in notes.values()):
+            notes["domain"] = domains.of(self.vm, self.settings)
+        else:
+            notes = {}
 
-        def take_note(question: dict[str, Any]) -> dict[str, Any]:
-            tombstones.forget(self.target)  # from now on what is there is what has arrived
+        def drop(question: dict[str, Any]) -> dict[str, Any]:
+            for place in places.values():
+                tombstones.forget(place)
             return {}
 
-        done = self._call(
-            "directory.move", on_ask=take_note, left_behind=left_behind, **self._how()
-        )
+        done = self._call("directory.move", on_ask=drop, notes=notes, **self._how())
         crashpoints.reach("frontend.moved")
         return done
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent.recovery import AGE_UNKNOWN
 from onestor_lib.frontend import parallel, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
@@ -66,7 +67,9 @@ def _row(
 ) -> Row:
     replica, copied = found if found else ("", None)
     frequency = wanted.frequency if wanted else None
-    age = time.time() - copied["point"] / 1000 if copied else None
+    age = None
+    if copied and copied["point"] != AGE_UNKNOWN:
+        age = time.time() - copied["point"] / 1000
     if wanted and not error:
         silent = [failed[name] for name in wanted.replicas if name in failed]
         error = wanted.why_not or ("; ".join(silent) if copied is None else "")

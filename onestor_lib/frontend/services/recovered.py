@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import HostUnreachable, Missing, OnestorError
+from onestor_lib.agent.recovery import AGE_UNKNOWN
 from onestor_lib.frontend import oned, xml
 from onestor_lib.frontend.arguments import VmPath
 from onestor_lib.frontend.services import recovery, tombstones, transfer, vms
@@ -109,10 +110,9 @@ def held(
         copy = kept["copy"]
         if not _is_of(copy, disk, version):
             raise OnestorError(_STEP, "the copy was replaced by another disk's", path=target.path)
-        age = time.time() - int(copy["point"]) / 1000
-        hosts.log.info(
-            f"{name} comes from the recovery copy on {youngest.replica}, {age:.0f} s old"
-        )
+        point = int(copy["point"])
+        age = "of unknown age" if point == AGE_UNKNOWN else f"{now - point / 1000:.0f} s old"
+        hosts.log.info(f"{name} comes from the recovery copy on {youngest.replica}, {age}")
         yield Recovered(agent, kept, copy)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onestor_lib.agent.errors import Missing, OnestorError
+from onestor_lib.agent.recovery import AGE_UNKNOWN
 from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, state, xml
 from onestor_lib.frontend.boundary import Request
@@ -39,9 +40,10 @@ def is_ahead(point: int, now: float) -> bool:
 def youth(point: int, now: float) -> tuple[bool, int]:
     """What copies are ordered by, all by one ``now``: what is younger is larger.
 
-    Whatever was copied since the clock was set back is younger than what is "in the future".
+    Whatever was copied since the clock was set back is younger than what is "in the future", or was
+    until its name said that its age is not known.
     """
-    return not is_ahead(point, now), point
+    return point != AGE_UNKNOWN and not is_ahead(point, now), point
 
 
 @dataclass(frozen=True)

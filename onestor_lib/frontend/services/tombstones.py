@@ -39,36 +39,52 @@ def is_given_up(client: oned.Client, host: str) -> bool:
     return False
 
 
-def for_place(place: VmPath) -> None:
-    """Note that a VM's directory, or a disk, has to go; raises ``OSError``."""
+def for_place(place: VmPath, sequence: str) -> None:
+    """Note that a VM's directory, or a disk, has to go; raises ``OSError``.
+
+    ``sequence`` is the VM's placement so far (``vms.sequence``): a later one's disks are not meant.
+    """
     what = DISK if place.name else DIRECTORY
+    placement = int(sequence) if sequence.isdecimal() else -1
     facts = {"what": what, "host": place.host, "path": place.path, "vm": place.vm_id}
-    state.write(_name(place.host, place.path), {**facts, "at": time.time()})
+    facts |= {"placement": placement, "at": time.time()}
+    state.write(_name(place.host, place.path), facts)
 
 
-def is_noted(place: VmPath) -> bool:
-    """Whether what is there of a VM, the directory or the disk, is old and has to go."""
-    return any(known == _name(place.host, place.path) for known, _ in state.every(_KIND))
+def noted(place: VmPath) -> int | None:
+    """Up to which placement of the VM it is that has to go there; None when nothing has to."""
+    for known, facts in state.every(_KIND):
+        if known == _name(place.host, place.path):
+            return _placement(facts)
+    return None
 
 
 def forget(place: VmPath) -> None:
-    """What is there, if anything, is no more what was to go; raises :class:`OnestorError`."""
-    state.remove(_name(place.host, place.path))
-    if is_noted(place):
+    """What is there is no more what was to go, a disk below it neither.
+
+    Raises :class:`OnestorError`.
+    """
+    for known, facts in state.every(_KIND):
+        is_below = f"{facts.get('path')}/".startswith(f"{place.path}/")
+        if is_below and facts.get("host") == place.host and facts.get("what") != COPIES:
+            state.remove(known)
+    if noted(place) is not None:
         cause = "its note cannot be removed"
         raise OnestorError("forget what was to go", cause, host=place.host, path=place.path)
 
 
 def clear(request: Request, client: oned.Client, vm: xml.Element, place: VmPath) -> None:
     """Delete now what has to go there: the VM is about to be started with what is found."""
-    if not is_noted(place):
+    if (placement := noted(place)) is None:
         return
     settings = _settings(request, client, place)
     with Hosts(settings, request.log).agent(place.host) as agent:
-        if _runs(agent, vm, settings, place):
-            cause = "the VM still runs there"
-            raise NotAllowed("clear the place", cause, host=place.host, path=place.path)
-        agent.call("directory.delete", path=place.path)
+        found = _examined(agent, vm, settings, place)
+        if found["placement"] <= placement:
+            if _runs(found):
+                cause = "the VM still runs there"
+                raise NotAllowed("clear the place", cause, host=place.host, path=place.path)
+            agent.call("directory.delete", path=place.path)
     forget(place)
 
 
@@ -128,7 +144,7 @@ def _settle(request: Request, facts: dict[str, Any]) -> bool:
             return True
         place = arguments.vm_path(f"{host}:{path}", vm_id)
         client = oned.Client()
-        settled = _is_settled(request, agent, client, place)
+        settled = _is_settled(request, agent, client, place, _placement(facts))
         if settled is None:
             return False
         if settled:
@@ -140,7 +156,7 @@ def _settle(request: Request, facts: dict[str, Any]) -> bool:
 
 
 def _is_settled(
-    request: Request, agent: AgentClient, client: oned.Client, place: VmPath
+    request: Request, agent: AgentClient, client: oned.Client, place: VmPath, placement: int
 ) -> bool | None:
     """Whether nothing has to go any more; None as long as that cannot be said.
 
@@ -153,10 +169,16 @@ def _is_settled(
             return False
         if vm.text("STATE") in vms.UNPLACED or _is_changing(vm):
             return None  # it may come from there, or be placed there the next moment
+        found = _examined(agent, vm, _settings(request, client, place), place)
+        if found["placement"] > placement or noted(place) is None:
+            return True  # made anew since, be it under another name of the machine
+        where = f"VM {place.vm_id} {place.name or 'directory'} on {place.host}"
         if _is_in_use(vm, place):
-            return True
-        lives = _lives_there(vm, place)
-        if not last and not lives and _runs(agent, vm, _settings(request, client, place), place):
+            if place.name or found["placement"] < 0:
+                return True
+            request.log.warn(f"{where} is older than the VM, though oned has it there")
+            return None
+        if not last and not _lives_there(vm, place) and _runs(found):
             request.log.warn(
                 f"VM {place.vm_id} still runs on {place.host}, which oned had given up"
             )
@@ -171,11 +193,24 @@ def _settings(request: Request, client: oned.Client, place: VmPath) -> Settings:
         return request.settings  # its datastore is gone
 
 
-def _runs(agent: AgentClient, vm: xml.Element, settings: Settings, place: VmPath) -> bool:
-    """Whether the host still runs a VM that was given up; raises if that cannot be told."""
+def _examined(
+    agent: AgentClient, vm: xml.Element, settings: Settings, place: VmPath
+) -> dict[str, Any]:
+    """See ``onestor_lib.agent.operations.directory.examine``."""
     domain = domains.of(vm, settings)
-    examined = agent.call("directory.examine", path=place.path, marker="", disks=[], domain=domain)
-    return examined["state"] not in ("", "shut off", "crashed")
+    found: dict[str, Any] = agent.call(
+        "directory.examine", path=place.path, marker="", disks=[], domain=domain
+    )
+    return found
+
+
+def _runs(found: dict[str, Any]) -> bool:
+    """Whether the host still runs a VM that was given up."""
+    return found["state"] not in ("", "shut off", "crashed")
+
+
+def _placement(facts: dict[str, Any]) -> int:
+    return int(facts.get("placement", -1))
 
 
 def _lives_there(vm: xml.Element, place: VmPath) -> bool:
