@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,32 @@ def read_record(disk: Path) -> dict[str, Any]:
 
 
 def placement(place: Path) -> int:
-    """Which of the VM's placements made what is there, a disk or the directory of some.
+    """The last of the VM's placements that made something there, a disk or the directory of some.
 
-    The latest, by the records (SEQ of the history, contract section 2.5); -1 when none tells.
+    By the records (SEQ of the history, contract section 5): -1 when there are none, and larger
+    than any when one cannot be read.
     """
-    found = -1
-    with contextlib.suppress(FileNotFoundError):
-        names = [place.name] if is_disk(place.name) else os.listdir(place)
-        directory = place.parent if is_disk(place.name) else place
-        for name in filter(is_disk, names):
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                found = max(found, int(read_record(directory / name)["sequence"]))
-    return found
+    if is_disk(place.name):
+        return max(_placements(place.parent, [place.name]), default=-1)
+    try:
+        names = filter(is_disk, os.listdir(place))
+    except FileNotFoundError:
+        return -1
+    return max(_placements(place, names), default=-1)
+
+
+def first_placement(directory: Path, disks: Iterable[str]) -> int:
+    """The earliest placement that made one of these disks; -1 when there are no records."""
+    return min(_placements(directory, disks), default=-1)
+
+
+def _placements(directory: Path, disks: Iterable[str]) -> Iterator[int]:
+    for name in disks:
+        if os.path.lexists(record_path(directory / name)):
+            try:
+                yield int(read_record(directory / name)["sequence"])
+            except (KeyError, TypeError, ValueError):
+                yield sys.maxsize
 
 
 def write_record(disk: Path, record: dict[str, Any]) -> None:

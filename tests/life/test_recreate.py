@@ -168,6 +168,27 @@ def test_G1_what_is_old_stays_though_oned_has_the_vm_there(
     assert not world.one.exists(world.directory(vm))
 
 
+def test_G1_the_same_host_with_another_datastore(
+    world: World, vm: Vm, replica: Node, revived: None
+) -> None:
+    """The VM runs there again, by the same name, and not with what is to go."""
+    other = world.bed.cloud.add_system_datastore(id=112)
+    old = world.directory(vm)
+    try:
+        world.one.cut()
+        dead(world, "host01")
+        delete_for_recreate(world, vm)
+        world.one.heal()
+        world.kvm.virsh("host01", "destroy", vm.deploy_id)
+        good(world.life.instantiate(vm, "host01", other))
+        assert world.directory(vm) != old and world.one.exists(old)
+        run(world)
+        assert world.one.exists(world.disk(vm)) and not world.one.exists(old)
+    finally:
+        world.kvm.virsh("host01", "destroy", vm.deploy_id, check=False)
+        world.bed.cloud.delete(other)
+
+
 def test_G1_D9_a_vm_that_leaves_a_dead_host_finds_nothing_old(
     world: World, vm: Vm, replica: Node, revived: None
 ) -> None:

@@ -183,13 +183,8 @@ def test_L13_what_is_used_instead_is_told(place: Place) -> None:
         place.run("move", **HOW)
 
 
-def notes(*, source: int | None = None, target: int | None = None, domain: str = "one-7") -> Any:
-    """What the front-end has noted of two directories: up to which placement they are old."""
-    return {"source": source, "target": target, "domain": {**DOMAIN, "domain": domain}}
-
-
-def made_by(directory: Path, placement: int) -> None:
-    vm_directory.write_record(directory / "disk.0", {"sequence": str(placement)})
+def made_by(directory: Path, placement: object, disk: str = "disk.0") -> None:
+    vm_directory.write_record(directory / disk, {"sequence": str(placement)})
 
 
 def test_G1_what_was_left_behind_goes_before_anything_comes(place: Place) -> None:
@@ -204,7 +199,7 @@ def test_G1_what_was_left_behind_goes_before_anything_comes(place: Place) -> Non
 
     place.call.on_ask = refuse
     with pytest.raises(OnestorError, match="no room"):
-        place.run("move", notes=notes(target=3), **HOW)
+        place.run("move", notes={"target": 3, "domain": DOMAIN}, **HOW)
     assert not place.target.exists() and (place.source / "disk.0").exists()
 
 
@@ -212,41 +207,72 @@ def test_G1_what_was_left_behind_is_never_used(place: Place) -> None:
     place.arrive("disk.0")
     (place.source / "disk.0").unlink()
     with pytest.raises(Missing, match=r"disk\.0 missing"):
-        place.run("move", notes=notes(target=3), **HOW)
+        place.run("move", notes={"target": 3, "domain": DOMAIN}, **HOW)
     assert (place.target / "disk.0").exists()
 
 
 def test_G1_what_was_left_behind_stays_while_the_vm_runs_there(place: Place) -> None:
     place.arrive("disk.0")
     with pytest.raises(NotAllowed, match="the VM is running there"):
-        place.run("move", notes=notes(target=3, domain="test"), **HOW)
+        place.run("move", notes={"target": 3, "domain": {**DOMAIN, "domain": "test"}}, **HOW)
     assert (place.target / "disk.0").exists()
 
 
-def test_G1_what_was_made_since_is_not_what_was_left_behind(place: Place) -> None:
+@pytest.mark.parametrize("placement", [4, "damaged"])
+def test_G1_what_was_made_since_is_not_what_was_left_behind(
+    place: Place, placement: object
+) -> None:
     place.arrive("disk.0")
-    made_by(place.target, 4)
+    made_by(place.target, placement)
     (place.source / "disk.0").unlink()
-    assert place.run("move", notes=notes(target=3), **HOW)["done"] == "already"
+    done = place.run("move", notes={"target": 3, "domain": DOMAIN}, **HOW)
+    assert done["done"] == "already"
 
 
 def test_G1_D1_a_source_that_was_left_behind_replaces_nothing(place: Place) -> None:
     """An earlier move to it failed and was declared a success."""
     made_by(place.source, 3)
     with pytest.raises(Missing, match="older than the VM"):
-        place.run("move", notes=notes(source=3), **HOW)
+        place.run("move", notes={"source": 3}, **HOW)
     place.arrive("disk.0")
     (place.target / "disk.0").write_text("newer")
-    assert place.run("move", notes=notes(source=3), **HOW)["done"] == "already"
+    assert place.run("move", notes={"source": 3}, **HOW)["done"] == "already"
     assert place.there() == {"disk.0": "newer"}
     assert (place.source / "disk.0").exists()
+
+
+def test_G1_D1_a_source_that_was_left_behind_and_started_is_nobody_s_choice_but_a_person_s(
+    place: Place,
+) -> None:
+    """There are two states of the VM now: neither may replace the other by itself."""
+    place.write("disk.1")
+    made_by(place.source, 3)
+    made_by(place.source, 4, "disk.1")  # the context that it was started with
+    place.arrive("disk.0")
+    with pytest.raises(NotAllowed, match="used since"):
+        place.run("move", notes={"source": 3}, **HOW)
+    assert (place.source / "disk.0").exists() and (place.target / "disk.0").exists()
+
+
+def test_G1_one_directory_by_two_names_needs_no_note(place: Place) -> None:
+    place.target.parent.mkdir()
+    place.target.symlink_to(place.source)
+    asked = []
+
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        asked.append(question["ask"])
+        return {}
+
+    place.call.on_ask = answer
+    assert place.run("move", notes={"source": 3}, **HOW)["done"] == "same"
+    assert asked == ["cleared"]
 
 
 @pytest.mark.parametrize("placement", [None, 4])
 def test_G1_a_source_that_was_made_since_is_moved(place: Place, placement: int | None) -> None:
     if placement:
         made_by(place.source, placement)
-    assert place.run("move", notes=notes(source=3), **HOW)["done"] == "renamed"
+    assert place.run("move", notes={"source": 3}, **HOW)["done"] == "renamed"
 
 
 def test_D6_one_file_system_mounted_twice_is_copied(

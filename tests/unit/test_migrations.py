@@ -14,7 +14,7 @@ from onestor_lib.frontend import arguments, config, oned, xml
 from onestor_lib.frontend.actions import tm_context, tm_postmigrate
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.log import Log
-from onestor_lib.frontend.services import backups, migrations, moving, scripts
+from onestor_lib.frontend.services import backups, migrations, scripts, vms
 
 VM = b"<VM><ID>7</ID><NAME>\xc3\xa9</NAME></VM>"
 WORDS = ["host01", "host02", "/var/lib/one//datastores/102/7", "7", "102"]
@@ -102,7 +102,7 @@ def test_stdin_that_is_no_vm(stdin: bytes) -> None:
 def test_which_disks_lie_in_the_directory(disk: str, is_own: bool) -> None:
     text = f"<VM><TEMPLATE><DISK><DISK_ID>3</DISK_ID>{disk}</DISK></TEMPLATE></VM>"
     vm = xml.parse(text.encode(), "the VM")
-    assert moving.own_disks(vm) == (["disk.3"] if is_own else [])
+    assert vms.own_disks(vm) == (["disk.3"] if is_own else [])
 
 
 def test_only_our_own_driver_gets_another_name() -> None:

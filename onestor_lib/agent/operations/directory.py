@@ -55,9 +55,9 @@ def examine(
     """What another machine has to know of the directory here before it sends or removes anything.
 
     Whether the file ``marker`` that it has just made is ``same`` here, whether the directory is
-    ``there``, by which ``placement`` of the VM, which of its ``disks`` are ``missing``, when one of
-    them was last ``written`` (seconds since 1970), and the state of the ``domain``. What cannot be
-    found out is an error.
+    ``there``, by which ``placement`` of the VM, and by which its ``disks`` ``first``, which of
+    those are ``missing``, when one of them was last ``written`` (seconds since 1970), the state of
+    the ``domain``, and whether that has disks of it ``open``. What cannot be found out is an error.
     """
     directory = Path(path)
     missing = _missing(directory, disks)
@@ -66,9 +66,11 @@ def examine(
         "same": _exists(directory / marker),
         "there": _exists(directory),
         "placement": vm_directory.placement(directory),
+        "first": vm_directory.first_placement(directory, disks),
         "missing": missing,
         "written": max((file.stat().st_mtime for file in there), default=0.0),
         "state": _state(domain),
+        "open": bool(domain and _open_disk(directory, domain)),
     }
 
 
@@ -88,9 +90,9 @@ def move(
     at the target, if it has them, is the only copy (known failures D1 and L13). ``peer`` has the
     ``host`` and the ``argv`` that starts an agent there, none for this machine. ``notes`` are there
     if one of the two was to be deleted: up to which placement at the ``source`` and the ``target``,
-    and the VM's ``domain``. What is that old is never used; at the target it goes first, as it must
-    not be what is there when the move fails. Then the front-end is asked to drop the notes. Returns
-    how many bytes were ``sent``, and how it was ``done``.
+    and the VM's ``domain`` if it is at the target. What is that old is never used; at the target it
+    goes first, as it must not be what is there when the move fails. Then the front-end is asked to
+    drop the notes. Returns how many bytes were ``sent``, and how it was ``done``.
     """
     directory = Path(path)
     priority.lower(**how["bulk"])
@@ -104,8 +106,11 @@ def move(
             domain=(notes or {}).get("domain"),
         )
         if marker and found["same"]:
+            if notes:
+                call.ask("cleared")
             return {"done": "same", "sent": 0}
-        is_old, is_old_there = _are_old(vm_directory.placement(directory), found, notes)
+        is_old = _is_left_behind(directory, disks, (notes or {}).get("source"))
+        is_old_there = found["there"] and found["placement"] <= (notes or {}).get("target", -2)
         missing = _missing(directory, disks)
         if not marker or missing or is_old:
             what = f"{', '.join(missing)} missing" if marker else "no such directory"
@@ -201,7 +206,8 @@ def retire(
             return {"removed": False, "same": False}
         if found["same"]:
             return {"removed": False, "same": True}
-        _require_unused(directory, domain, step)
+        if used := _open_disk(directory, domain):
+            raise NotAllowed(step, "the VM uses it", path=used)
         if not moved_host:
             rest = tree.listing(directory, lambda name: _is_of_disks(name) and name not in disks)
             _bring_rest(directory, Path(target), rest)
@@ -370,18 +376,17 @@ def _require_source(directory: Path, marker: str, disks: list[str]) -> None:
         raise Missing(_STEP, f"{', '.join(missing)} missing", path=str(directory))
 
 
-def _are_old(
-    placement: int, there: dict[str, Any], notes: dict[str, Any] | None
-) -> tuple[bool, bool]:
-    """Whether what is here, and what is there, is what was to be deleted.
+def _is_left_behind(directory: Path, disks: list[str], noted: int | None) -> bool:
+    """Whether the VM's disks here are those that were to be deleted; no record says no.
 
-    Where no record tells, what is here is not, for oned has counted on it since; what is there is.
+    Raises :class:`NotAllowed` if the VM has been started with them since: then there are two.
     """
-    if not notes:
-        return False, False
-    here, target = notes["source"], notes["target"]
-    is_old = here is not None and 0 <= placement <= here
-    return is_old, target is not None and there["there"] and there["placement"] <= target
+    if noted is None or not 0 <= vm_directory.first_placement(directory, disks) <= noted:
+        return False
+    if vm_directory.placement(directory) > noted:
+        cause = "it was to be deleted, but has been used since: where are the VM's newest disks?"
+        raise NotAllowed(_STEP, cause, path=str(directory))
+    return True
 
 
 def _require_off(state: str, host: str, target: str, step: str) -> None:
@@ -403,14 +408,14 @@ def _require_copied(directory: Path, disks: list[str]) -> None:
             raise NotAllowed("prepare the target", cause, path=str(disk))
 
 
-def _require_unused(directory: Path, domain: dict[str, str], step: str) -> None:
-    """Raise :class:`NotAllowed` when the VM runs here and has files of the directory open."""
+def _open_disk(directory: Path, domain: dict[str, str]) -> str:
+    """A file of the directory that the VM, if it runs here, has for a disk; "" for none."""
     found = Domain(domain["domain"], domain["uri"])
     if found.state() in _OFF:
-        return
-    for disk in found.disks():
-        if os.path.realpath(disk.path).startswith(f"{os.path.realpath(directory)}/"):
-            raise NotAllowed(step, "the VM uses it", path=disk.path)
+        return ""
+    place = f"{os.path.realpath(directory)}/"
+    files = [disk.path for disk in found.disks()]
+    return next((file for file in files if f"{os.path.realpath(file)}/".startswith(place)), "")
 
 
 def _is_beside(name: str, disks: list[str]) -> bool:

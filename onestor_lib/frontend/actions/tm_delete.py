@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from onestor_lib.agent.errors import HostUnreachable, OnestorError
+from onestor_lib.agent.errors import HostUnreachable, Missing, OnestorError
 from onestor_lib.frontend import arguments, oned
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import forgetting, kept, recovered, tombstones, vms
@@ -90,7 +90,7 @@ def _leave_note(
         raise error
     try:
         sequence = vms.sequence(client.vm(target.vm_id))
-    except OnestorError:
-        sequence = ""  # the VM is gone: what is left of it is of no other placement
+    except Missing:
+        sequence = ""
     tombstones.for_place(target, sequence)
     request.log.warn(f"{error}; what is there goes when {target.host} is back")

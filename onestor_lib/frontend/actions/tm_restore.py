@@ -7,7 +7,6 @@ from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.message import MAX_SIZE
 from onestor_lib.frontend.services import backups, scripts, vms
 from onestor_lib.frontend.services.hosts import Hosts
-from onestor_lib.frontend.services.moving import own_disks
 
 _ALL = "-1"
 
@@ -26,7 +25,7 @@ def run(request: Request) -> None:
     settings, _ = vms.settings_of(request.settings, client, target)
     stdin = request.stdin.read(MAX_SIZE)
     scripts.run(script, request.argv, stdin, step, timeout=settings.seconds("SCRIPT_TIMEOUT"))
-    disks = own_disks(client.vm(vm_id))
+    disks = vms.own_disks(client.vm(vm_id))
     if words[4] != _ALL:
         disks = [f"disk.{arguments.number(words[4], 'the disk')}"]
     with Hosts(settings, request.log).agent(target.host) as host:

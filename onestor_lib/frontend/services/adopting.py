@@ -22,7 +22,7 @@ from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, parallel, xml
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
-from onestor_lib.frontend.services import moving, recovery, vms
+from onestor_lib.frontend.services import recovery, vms
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 
 FORMER = "ssh"  # the driver whose datastores can be adopted
@@ -302,7 +302,7 @@ def _all_disks(placed: Placed) -> list[xml.Element]:
 
 def _disks(vm: xml.Element) -> Iterator[dict[str, Any]]:
     """The disks in the VM's directory as ``directory.layouts`` is asked for them."""
-    own = moving.own_disks(vm)
+    own = vms.own_disks(vm)
     for disk in vm.all("TEMPLATE/DISK"):
         number = disk.text("DISK_ID")
         if f"disk.{number}" not in own:

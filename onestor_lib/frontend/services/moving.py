@@ -12,8 +12,6 @@ from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.services import domains, tombstones, vms
 from onestor_lib.frontend.services.hosts import Hosts
 
-_SYSTEM = "SYSTEM"  # CLONE_TARGET, LN_TARGET: the disk lies in the system datastore
-
 
 class Move:
     """``vm`` with its directory at ``source``, and where that goes, or has gone to."""
@@ -35,15 +33,13 @@ class Move:
         """Move the directory; see ``onestor_lib.agent.operations.directory.move``."""
         crashpoints.reach("frontend.moving")
         places = {"source": self.source, "target": self.target}
-        notes: dict[str, Any] = {what: tombstones.noted(place) for what, place in places.items()}
-        if any(note is not None for note in notes.values()):
+        known = {what: tombstones.noted(place) for what, place in places.items()}
+        notes: dict[str, Any] = {what: note for what, note in known.items() if note is not None}
+        if "target" in notes:
             notes["domain"] = domains.of(self.vm, self.settings)
-        else:
-            notes = {}
 
         def drop(question: dict[str, Any]) -> dict[str, Any]:
-            for place in places.values():
-                tombstones.forget(place)
+            self._drop_notes()
             return {}
 
         done = self._call("directory.move", on_ask=drop, notes=notes, **self._how())
@@ -53,12 +49,14 @@ class Move:
     def prepare(self, vm_text: str) -> dict[str, Any]:
         """Before a live migration; ``vm_text`` is what oned has sent."""
         datastore = self._client.datastore(int(os.path.basename(self.source.datastore)))
-        return self._call(
+        done = self._call(
             "directory.prepare",
             domain=domains.of(self.vm, self.settings),
             descriptions={"vm.xml": vm_text, "ds.xml": datastore.to_text()},
             **self._how(),
         )
+        self._drop_notes()  # it runs with what the source has; the target has been made anew
+        return done
 
     def retire(self) -> dict[str, Any]:
         """After a live migration."""
@@ -72,6 +70,10 @@ class Move:
         """After a live migration that has failed."""
         return self._call("directory.abandon", domain=domains.of(self.vm, self.settings))
 
+    def _drop_notes(self) -> None:
+        for place in (self.source, self.target):
+            tombstones.forget(place)
+
     def _call(self, operation: str, **arguments_of_it: Any) -> dict[str, Any]:
         with self._hosts.agent(self.source.host, sends=True) as agent:
             done: dict[str, Any] = agent.call(
@@ -79,7 +81,7 @@ class Move:
                 path=self.source.path,
                 target=self.target.path,
                 peer={"host": self.target.host, "argv": self._argv()},
-                disks=own_disks(self.vm),
+                disks=vms.own_disks(self.vm),
                 **arguments_of_it,
             )
         sent = int(done.get("sent", 0))
@@ -101,22 +103,6 @@ class Move:
             "check_space": self.settings.yes("CHECK_FREE_SPACE"),
             "bulk": self._hosts.bulk_priority(),
         }
-
-
-def own_disks(vm: xml.Element) -> list[str]:
-    """The files that must be in the VM's directory: disks that lie in the system datastore.
-
-    The context is made anew at every start.
-    """
-    found = []
-    for disk in vm.all("TEMPLATE/DISK"):
-        if disk.text("TYPE").upper() == "FILESYSTEM":
-            continue
-        is_copy = disk.text("CLONE", "YES").upper() != "NO"
-        target = disk.text("CLONE_TARGET" if is_copy else "LN_TARGET", _SYSTEM)
-        if target.upper() == _SYSTEM or not disk.text("IMAGE_ID"):
-            found.append(f"disk.{arguments.number(disk.text('DISK_ID'), 'DISK_ID')}")
-    return found
 
 
 def described(done: dict[str, Any]) -> str:

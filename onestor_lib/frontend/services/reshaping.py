@@ -8,7 +8,7 @@ from onestor_lib.agent.errors import InvalidInput, Missing, NotAllowed
 from onestor_lib.agent.vm_directory import DRIVER
 from onestor_lib.frontend import arguments, oned, qcow2_options, xml
 from onestor_lib.frontend.boundary import Request
-from onestor_lib.frontend.services import bridges, moving, overview, systems, vms
+from onestor_lib.frontend.services import bridges, overview, systems, vms
 from onestor_lib.frontend.services.hosts import PATIENCE, Hosts
 from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.supply import Supply
@@ -144,7 +144,7 @@ class Disks:
         for what, driver in drivers.items():
             if driver not in ("", DRIVER):
                 raise NotAllowed(self._kind, f"{what} is of the driver {driver} still")
-        if target.name not in moving.own_disks(self._vm):
+        if target.name not in vms.own_disks(self._vm):
             raise NotAllowed(self._kind, f"{target.name} is not a file in the VM's directory")
 
     def _image_of(self, disk: vms.Disk) -> xml.Element:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -45,7 +46,7 @@ def for_place(place: VmPath, sequence: str) -> None:
     ``sequence`` is the VM's placement so far (``vms.sequence``): a later one's disks are not meant.
     """
     what = DISK if place.name else DIRECTORY
-    placement = int(sequence) if sequence.isdecimal() else -1
+    placement = int(sequence) if sequence.isdecimal() else sys.maxsize  # no VM: of any
     facts = {"what": what, "host": place.host, "path": place.path, "vm": place.vm_id}
     facts |= {"placement": placement, "at": time.time()}
     state.write(_name(place.host, place.path), facts)
@@ -79,9 +80,9 @@ def clear(request: Request, client: oned.Client, vm: xml.Element, place: VmPath)
         return
     settings = _settings(request, client, place)
     with Hosts(settings, request.log).agent(place.host) as agent:
-        found = _examined(agent, vm, settings, place)
+        found = _examined(agent, vm, place, domains.of(vm, settings))
         if found["placement"] <= placement:
-            if _runs(found):
+            if found["open"]:
                 cause = "the VM still runs there"
                 raise NotAllowed("clear the place", cause, host=place.host, path=place.path)
             agent.call("directory.delete", path=place.path)
@@ -169,16 +170,21 @@ def _is_settled(
             return False
         if vm.text("STATE") in vms.UNPLACED or _is_changing(vm):
             return None  # it may come from there, or be placed there the next moment
-        found = _examined(agent, vm, _settings(request, client, place), place)
-        if found["placement"] > placement or noted(place) is None:
-            return True  # made anew since, be it under another name of the machine
-        where = f"VM {place.vm_id} {place.name or 'directory'} on {place.host}"
+        lives = _lives_there(vm, place)
+        if not last:
+            settings = _settings(request, client, place)
+            found = _examined(agent, vm, place, None if lives else domains.of(vm, settings))
+            if found["placement"] > placement:
+                return True  # made anew since, be it under another name of the machine
+        if noted(place) is None:
+            return True
         if _is_in_use(vm, place):
-            if place.name or found["placement"] < 0:
+            if place.name or not 0 <= found["first"] <= placement:
                 return True
+            where = f"VM {place.vm_id} directory on {place.host}"
             request.log.warn(f"{where} is older than the VM, though oned has it there")
             return None
-        if not last and not _lives_there(vm, place) and _runs(found):
+        if not last and not lives and found["open"]:
             request.log.warn(
                 f"VM {place.vm_id} still runs on {place.host}, which oned had given up"
             )
@@ -194,23 +200,18 @@ def _settings(request: Request, client: oned.Client, place: VmPath) -> Settings:
 
 
 def _examined(
-    agent: AgentClient, vm: xml.Element, settings: Settings, place: VmPath
+    agent: AgentClient, vm: xml.Element, place: VmPath, domain: dict[str, str] | None
 ) -> dict[str, Any]:
     """See ``onestor_lib.agent.operations.directory.examine``."""
-    domain = domains.of(vm, settings)
+    disks = [] if place.name else vms.own_disks(vm)
     found: dict[str, Any] = agent.call(
-        "directory.examine", path=place.path, marker="", disks=[], domain=domain
+        "directory.examine", path=place.path, marker="", disks=disks, domain=domain
     )
     return found
 
 
-def _runs(found: dict[str, Any]) -> bool:
-    """Whether the host still runs a VM that was given up."""
-    return found["state"] not in ("", "shut off", "crashed")
-
-
 def _placement(facts: dict[str, Any]) -> int:
-    return int(facts.get("placement", -1))
+    return int(facts.get("placement", sys.maxsize))
 
 
 def _lives_there(vm: xml.Element, place: VmPath) -> bool:

@@ -31,6 +31,7 @@ HOTPLUG_SAVEAS = "26"
 EPILOG_STOP, EPILOG_UNDEPLOY = "10", "30"
 PROLOG_MIGRATE_UNKNOWN = ("60", "61")
 DISK_RESIZE, DISK_RESIZE_UNDEPLOYED = "62", "64"
+_SYSTEM = "SYSTEM"  # CLONE_TARGET, LN_TARGET: the disk lies in the system datastore
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,22 @@ def settings_of(
     if disk is not None and disk.template is not None:
         settings = settings.over("disk", disk.template.text, f"{target.name} of VM {target.vm_id}")
     return settings, image
+
+
+def own_disks(vm: xml.Element) -> list[str]:
+    """The files that must be in the VM's directory: disks that lie in the system datastore.
+
+    The context is made anew at every start.
+    """
+    found = []
+    for disk in vm.all("TEMPLATE/DISK"):
+        if disk.text("TYPE").upper() == "FILESYSTEM":
+            continue
+        is_copy = disk.text("CLONE", "YES").upper() != "NO"
+        target = disk.text("CLONE_TARGET" if is_copy else "LN_TARGET", _SYSTEM)
+        if target.upper() == _SYSTEM or not disk.text("IMAGE_ID"):
+            found.append(f"disk.{arguments.number(disk.text('DISK_ID'), 'DISK_ID')}")
+    return found
 
 
 def sequence(vm: xml.Element) -> str:
