@@ -164,5 +164,6 @@ class Soak:
             self.world.settle_copies(must=True)
         except Violation as violation:
             raise Violation(f"{violation}\n{said}") from None
+        self.world.onestor("cache", "prune")  # what was given up, no fill may ever sweep
         check_all(self.world)
         self.world.new_log()

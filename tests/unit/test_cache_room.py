@@ -16,6 +16,7 @@ from onestor_lib.agent.cache import room
 from onestor_lib.agent.cache.entry import Entry, chunks_of
 from onestor_lib.agent.errors import CacheFailed, LockTimeout
 from tests.unit.caching import age, fill, version_of
+from tests.unit.test_publish import DEAD_PID, foreign
 
 MB = 1 << 20
 SLACK = 64 << 10  # bytes that sidecars may take
@@ -496,6 +497,16 @@ class TestSweep:
         assert young.exists()
         ((severity, text),) = cache.said
         assert severity == "INFO" and str(cache.path("old")) in text
+
+    def test_B15_K16_temporaries_of_the_dead_go(self, cache: Cache) -> None:
+        """Of two datastores: none of them has a fill that would sweep."""
+        names = foreign(".a.fill", pid=str(DEAD_PID)), foreign(".a.fill")
+        for path in (cache.path("a"), cache.root / "7" / "a"):
+            path.parent.mkdir(exist_ok=True)
+            for name in names:
+                (path.parent / name).write_text("{}")
+            cache.trim()
+            assert [(path.parent / name).exists() for name in names] == [False, True]
 
     def test_B15_a_fill_under_way_is_not_swept_however_old(self, cache: Cache) -> None:
         part = self.part(cache, "slow", 5000)

@@ -83,7 +83,12 @@ def reserve(
 
 
 def trim(root: Path, limits: Limits, *, timeout: float, say: Say) -> None:
-    """Evict until the cache below ``root`` keeps its limits, as far as that is possible."""
+    """Evict until the cache below ``root`` keeps its limits, as far as that is possible.
+
+    What processes that died have left goes, too, where no fill will ever come to sweep it.
+    """
+    for directory in _datastores(root):
+        publish.sweep(directory)
     with locks.exclusive(root / _LOCK, purpose="trim the cache", timeout=timeout):
         stored = _sweep(list(survey(root)), None, limits, say)
         with contextlib.suppress(CacheFailed):
