@@ -92,6 +92,15 @@ def test_G1_G16_G20_a_dead_host(world: World, vm: Vm, replica: Node) -> None:
     assert not replica.exists(f"{ROOT}/{vm.id}")
 
 
+def back_without(world: World, vm: Vm) -> None:
+    """host01 dies, oned deletes the VM there to place it anew, and it comes back: a note stays."""
+    world.one.cut()
+    dead(world, "host01")
+    delete_for_recreate(world, vm)
+    world.one.heal()
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+
+
 def on_its_way(world: World, vm: Vm, host: str, state: int = objects.PROLOG_MIGRATE) -> None:
     """oned counts a VM to the host that it moves to from the beginning."""
     world.bed.cloud.place(vm, host, world.bed.system)
@@ -131,11 +140,7 @@ def test_G1_what_a_host_that_came_back_has_anew_stays(
     world: World, vm: Vm, replica: Node, revived: None
 ) -> None:
     """It was to be deleted, but the VM was made anew in the same place; then it is to move."""
-    world.one.cut()
-    dead(world, "host01")
-    delete_for_recreate(world, vm)
-    world.one.heal()
-    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    back_without(world, vm)
     good(world.bed.oned.instantiate(vm, "host01", world.bed.system))
     on_its_way(world, vm, "host02")
     run(world)
@@ -175,11 +180,7 @@ def test_G1_the_same_host_with_another_datastore(
     other = world.bed.cloud.add_system_datastore(id=112)
     old = world.directory(vm)
     try:
-        world.one.cut()
-        dead(world, "host01")
-        delete_for_recreate(world, vm)
-        world.one.heal()
-        world.kvm.virsh("host01", "destroy", vm.deploy_id)
+        back_without(world, vm)
         good(world.life.instantiate(vm, "host01", other))
         assert world.directory(vm) != old and world.one.exists(old)
         run(world)

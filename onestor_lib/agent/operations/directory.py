@@ -94,7 +94,7 @@ def move(
     goes first, as it must not be what is there when the move fails. Then the front-end is asked to
     drop the notes. Returns how many bytes were ``sent``, and how it was ``done``.
     """
-    directory = Path(path)
+    directory, notes = Path(path), notes or {}
     priority.lower(**how["bulk"])
     publish.sweep(directory.parent)
     with _marked(directory) as marker, _agent(call, **peer) as there:
@@ -103,14 +103,15 @@ def move(
             path=target,
             marker=marker,
             disks=disks,
-            domain=(notes or {}).get("domain"),
+            domain=notes.get("domain"),
         )
         if marker and found["same"]:
             if notes:
                 call.ask("cleared")
             return {"done": "same", "sent": 0}
-        is_old = _is_left_behind(directory, disks, (notes or {}).get("source"))
-        is_old_there = found["there"] and found["placement"] <= (notes or {}).get("target", -2)
+        is_old = _is_left_behind(directory, disks, notes.get("source"))
+        is_noted_there = "target" in notes and found["there"]
+        is_old_there = is_noted_there and found["placement"] <= notes["target"]
         missing = _missing(directory, disks)
         if not marker or missing or is_old:
             what = f"{', '.join(missing)} missing" if marker else "no such directory"
