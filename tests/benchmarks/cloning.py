@@ -61,7 +61,7 @@ def cut_through(bed: Testbed) -> Iterator[Figure]:
     """A cold clone over two links of one speed, by way of the replica, against one link by hand."""
     bed.system.template["REPLICA_HOST"] = bed.hosts[2].name
     bed.cloud.save(bed.system)
-    clone = Clone.of(bed, make_image(bed, MEDIUM, f"{MEDIUM}M"), bed.hosts[0])
+    clone = Clone.of(bed, make_image(bed, SMALL, f"{SMALL}M"), bed.hosts[0])
     yardstick = Yardstick("scp, sync, sha256sum over one link", by_hand(clone), 1.25)
     with slow_links(bed.cluster.nodes, LINK):
         yield from against("cut-through", clone.run, yardstick, reset=clone.chill)

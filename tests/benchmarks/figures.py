@@ -158,10 +158,15 @@ def measured(names: Iterable[str]) -> Iterator[Figure]:
         benchmark = BENCHMARKS[name]
         return benchmark.hosts, name if benchmark.alone else ""
 
+    taken: dict[str, float] = {}
     begin = time.perf_counter()
     for (hosts, _), neighbours in itertools.groupby(names, cluster):
         with running_testbed(hosts=hosts) as bed:
             for name in neighbours:
+                started = time.perf_counter()
                 yield from BENCHMARKS[name].figures(bed)
                 bed.clean()  # after the last one, too: a cluster with much on it goes down slowly
-    yield compare("all", [time.perf_counter() - begin], "budget", [ALL], limit=1.0)
+                taken[f"{name} (s)"] = time.perf_counter() - started
+    figure = compare("all", [time.perf_counter() - begin], "budget", [ALL], limit=1.0)
+    figure.notes.update(taken)
+    yield figure

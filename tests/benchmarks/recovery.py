@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import time
 from collections.abc import Iterator
 
-from tests.benchmarks.cloning import SMALL, Clone, crossing, make_image, megabytes_to
+from tests.benchmarks.cloning import SMALL, Clone, at_once, crossing, make_image, megabytes_to
 from tests.benchmarks.measure import RUNS, Figure, within
 from tests.cluster import Node
 from tests.hypervisor import Kvm
 from tests.oned import objects
+from tests.oned.objects import Image, Vm
 from tests.testbed import AGENT, Testbed
 
 _IDLE, _VMS = 50, 10  # disks that are not written to, and their VMs
@@ -41,18 +44,26 @@ def recovery_pass(bed: Testbed) -> Iterator[Figure]:
         kvm.shutdown(vm, "host01")
         bed.cloud.set_state(vm, objects.POWEROFF)
         image = make_image(bed, 1, "64M")
-        for number in range(_VMS):
-            disks = [bed.cloud.image_disk(image) for _ in range(_IDLE // _VMS)]
-            for disk in disks:
-                disk.attributes["RECOVERY_SNAPSHOT_FREQ"] = "1"
-            idle = bed.cloud.add_vm(disks=disks)
-            host = hosts[number % 2]
-            reply = bed.oned.instantiate(idle, host.name, bed.system)
+        idle = [_idle(bed, image) for _ in range(_VMS)]
+
+        def start(vm: Vm, host: str) -> None:
+            reply = bed.oned.instantiate(vm, host, bed.system)
             assert reply.success, reply.error
-            kvm.deploy(idle)
-            stack.callback(kvm.shutdown, idle, host.name)
+            kvm.deploy(vm)
+            stack.callback(kvm.shutdown, vm, host)
+
+        names = itertools.cycle(host.name for host in hosts)
+        at_once([functools.partial(start, vm, host) for vm, host in zip(idle, names)])
         _run(bed)
         yield within("recovery-pass", lambda: _run(bed), 10.0, reset=_become_due)
+
+
+def _idle(bed: Testbed, image: Image) -> Vm:
+    """A VM that is to be copied again and again, of as many disks as each of these has."""
+    disks = [bed.cloud.image_disk(image) for _ in range(_IDLE // _VMS)]
+    for disk in disks:
+        disk.attributes["RECOVERY_SNAPSHOT_FREQ"] = "1"
+    return bed.cloud.add_vm(disks=disks)
 
 
 def _become_due() -> None:

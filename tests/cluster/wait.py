@@ -9,9 +9,15 @@ from typing import Callable
 def wait_until(
     condition: Callable[[], object], what: str, timeout: float = 10.0, interval: float = 0.005
 ) -> None:
-    """Return once `condition()` is true; raise TimeoutError naming `what` at the deadline."""
+    """Return once `condition()` is true; raise TimeoutError naming `what` at the deadline.
+
+    To ask takes a quarter of the time at most: what is waited for may need the processor.
+    """
     deadline = time.monotonic() + timeout
+    asked = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise TimeoutError(f"{what}: not within {timeout:g} s")
-        time.sleep(interval)
+        time.sleep(max(interval, 3 * (now - asked)))
+        asked = time.monotonic()

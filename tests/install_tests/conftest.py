@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+LIBRARY = "onestor_lib"
 SCRIPT = b"#!/usr/bin/env python3\n"
 
 # As root the drivers belong to another user, as on a real front-end: root reads everything, so an
@@ -149,7 +150,7 @@ def script(path: Path, text: bytes = SCRIPT) -> None:
 
 
 def small_tree(source: Path) -> None:
-    library = source / "onestor_lib"
+    library = source / LIBRARY
     (library / "agent").mkdir(parents=True)
     (library / "frontend").mkdir()
     (library / "__init__.py").write_text('"""Small."""\n\n__version__ = "0.0.1"\n')
@@ -158,7 +159,7 @@ def small_tree(source: Path) -> None:
     # What packaging/ itself needs of the library.
     needed = ("agent/bootstrap.py", "agent/crashpoints.py", "frontend/bundle.py")
     for name in (*needed, "frontend/registration.py"):
-        shutil.copy(ROOT / "onestor_lib" / name, library / name)
+        shutil.copy(ROOT / LIBRARY / name, library / name)
     (library / "agent" / "locks.py").write_text("HELD = 1\n")
     for name in ("tm/onestor/clone", "tm/onestor/monitor_ds", "datastore/onestor/cp"):
         script(source / "remotes" / name)
@@ -169,7 +170,7 @@ def small_tree(source: Path) -> None:
 
 
 def real_tree(source: Path) -> None:
-    for name in ("onestor_lib", "remotes"):
+    for name in (LIBRARY, "remotes"):
         shutil.copytree(ROOT / name, source / name)
 
 
@@ -227,6 +228,20 @@ def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
 
 @pytest.fixture
 def real_front_end() -> Iterator[FrontEnd]:
-    """For what needs the real settings."""
+    """For what needs all of it."""
     with new_front_end(real_tree) as site:
+        yield site
+
+
+@pytest.fixture
+def configurable_front_end() -> Iterator[FrontEnd]:
+    """The small tree with the real settings, and what knows them."""
+
+    def fill(source: Path) -> None:
+        small_tree(source)
+        for name in ("agent/errors.py", "agent/space.py", "frontend/config.py"):
+            shutil.copy(ROOT / LIBRARY / name, source / LIBRARY / name)
+        shutil.copytree(ROOT / "remotes/etc", source / "remotes/etc", dirs_exist_ok=True)
+
+    with new_front_end(fill) as site:
         yield site

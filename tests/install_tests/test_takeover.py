@@ -229,10 +229,13 @@ def test_a_value_keeps_its_line_when_a_version_does_not_know_it() -> None:
 
 
 @pytest.fixture
-def site(real_front_end: FrontEnd) -> FrontEnd:
+def site(configurable_front_end: FrontEnd) -> FrontEnd:
     """A front-end whose administrator has set two of the ssh driver's values."""
-    write(real_front_end, STOCK.replace("=600", "=1800") + "export REPLICA_MAX_SIZE_MB='500'\n")
-    return real_front_end
+    write(
+        configurable_front_end,
+        STOCK.replace("=600", "=1800") + "export REPLICA_MAX_SIZE_MB='500'\n",
+    )
+    return configurable_front_end
 
 
 def write(site: FrontEnd, text: str) -> Path:
@@ -313,13 +316,15 @@ def test_a_file_from_before_the_first_installation_is_left_alone(site: FrontEnd,
     assert path.read_text() == text
 
 
-def test_an_upgrade_of_an_unedited_file_takes_nothing_over(real_front_end: FrontEnd) -> None:
-    real_front_end.run()
-    write(real_front_end, "REPLICA_MAX_SIZE_MB=500\n")
-    with (real_front_end.source / "remotes" / RC).open("a") as stream:
+def test_an_upgrade_of_an_unedited_file_takes_nothing_over(
+    configurable_front_end: FrontEnd,
+) -> None:
+    configurable_front_end.run()
+    write(configurable_front_end, "REPLICA_MAX_SIZE_MB=500\n")
+    with (configurable_front_end.source / "remotes" / RC).open("a") as stream:
         stream.write("# newer\n")
-    assert "taken over" not in real_front_end.run().stdout
-    assert values(real_front_end) == {}
+    assert "taken over" not in configurable_front_end.run().stdout
+    assert values(configurable_front_end) == {}
 
 
 def test_a_file_that_was_removed_is_installed_without_a_second_take_over(site: FrontEnd) -> None:

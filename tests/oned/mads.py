@@ -65,10 +65,6 @@ class Mad:
         """Start a command line; OSError where the system refuses to."""
         return Call(self._popen(argv_of(command)), command, stdin.encode(), timeout)
 
-    def exists(self, path: str) -> bool:
-        """Tell whether there is such a file where the mad runs."""
-        return Call(self._popen(["test", "-e", path]), f"test -e {path}").wait().code == 0
-
     def _popen(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         return self.runner.popen(argv, env=self.environment, cwd=self.home)
 
@@ -160,11 +156,11 @@ class TransferMad(Mad):
         if self.types is not None and driver not in self.types:
             return reply.refuse("TRANSFER", number, f"Transfer Driver '{driver}' not available")
         path = f"{self.remotes}/tm/{driver}/{name}"
-        if not self.exists(path):
+        if not self.runner.exists(path):
             bare = path.rpartition(".")[0] if "." in name else ""
             if not bare:
                 return reply.refuse("TRANSFER", number, f"Driver path '{path}' does not exists")
-            if not self.exists(bare):
+            if not self.runner.exists(bare):
                 missing = f"Driver path '{path}' nor '{bare}' exists"
                 return reply.refuse("TRANSFER", number, missing)
             path = bare

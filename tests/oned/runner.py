@@ -30,6 +30,10 @@ class Runner(Protocol):
         self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str
     ) -> subprocess.Popen[bytes]: ...
 
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file on that machine."""
+        ...
+
 
 class LocalRunner:
     """Starts processes here, as the current user."""
@@ -46,6 +50,9 @@ class LocalRunner:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
 
 
 class Cancelled(Exception):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
+import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -27,6 +30,7 @@ from onestor_lib.frontend.services.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
+CRASH_NOTE = "ONESTOR_TEST_CRASH_NOTE"  # a variable with the path of crash_note
 TOO_LONG = 60  # seconds after which a test counts as waiting for ever
 
 
@@ -142,11 +146,26 @@ def request(agent: AgentClient, operation: str, **arguments: Any) -> None:
 
 def changed_bundle(module: str, *changes: tuple[str, str]) -> bytes:
     """The agent's code with places of one module changed: (old, new)."""
+    return bundle.with_settings(_changed_code(module, *changes))
+
+
+@functools.cache  # making it takes six times as long as starting an agent
+def _changed_code(module: str, *changes: tuple[str, str]) -> bytes:
     modules = bundle.sources(ROOT / "onestor_lib")
     for old, new in changes:
         assert modules[module].count(old) == 1
         modules[module] = modules[module].replace(old, new)
-    return bundle.with_settings(bundle.pack(modules))
+    return bundle.pack(modules)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """onestor_lib with what install.sh makes of it: each action would make it anew otherwise."""
+    copy = tmp_path_factory.mktemp("library") / "onestor_lib"
+    shutil.copytree(ROOT / "onestor_lib", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert compileall.compile_dir(copy, quiet=1)
+    (copy / bundle.PREBUILT).write_bytes(bundle.prebuild(copy))
+    return copy
 
 
 @dataclass
@@ -155,16 +174,15 @@ class Agents:
 
     hosts: Hosts
     logged: io.StringIO
-    crash_note: Path
 
     @contextlib.contextmanager
     def start(self, crash_at: str = "") -> Iterator[AgentClient]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(crashpoints.VARIABLE, crash_at)
-            # The crash point travels with the code, and so does where it is noted.
+            # The crash point travels with the code; an agent of this machine has our environment.
             code = changed_bundle(
                 "onestor_lib.agent.crashpoints",
-                (f'Path("{crashpoints.NOTE}")', f"Path({str(self.crash_note)!r})"),
+                (f'Path("{crashpoints.NOTE}")', f'Path(os.environ["{CRASH_NOTE}"])'),
             )
             patch.setattr(bundle, "build", lambda: code)
             with self.hosts.local_agent() as agent:
@@ -172,10 +190,11 @@ class Agents:
 
 
 @pytest.fixture
-def agents(crash_note: Path) -> Agents:
+def agents(crash_note: Path, monkeypatch: pytest.MonkeyPatch) -> Agents:
+    monkeypatch.setenv(CRASH_NOTE, str(crash_note))
     logged = io.StringIO()
     settings = config.Settings(config.TM_ATTRIBUTES, {})
-    return Agents(Hosts(settings, Log("test", stderr=logged)), logged, crash_note)
+    return Agents(Hosts(settings, Log("test", stderr=logged)), logged)
 
 
 @pytest.fixture

@@ -38,13 +38,14 @@ class FrontEnd:
     """The remotes directory, a datastore of each kind, and a place where files come from."""
 
     root: Path
+    library: Path
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.remotes = self.root / "remotes"
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "remotes", self.remotes, ignore=ignore)
-        shutil.copytree(ROOT / "onestor_lib", self.remotes / "onestor_lib", ignore=ignore)
+        shutil.copytree(self.library, self.remotes / "onestor_lib")
         self.version("7.4.1")
         self.log = self.root / "onestor.log"
         for kind in ("tm", "datastore"):
@@ -91,12 +92,12 @@ class FrontEnd:
 
 
 @pytest.fixture
-def fe(tmp_path: Path, oned: Oned) -> FrontEnd:
+def fe(tmp_path: Path, oned: Oned, library: Path) -> FrontEnd:
     oned.answers["image", 4] = "<IMAGE/>"
     oned.answers["datastorepool", -1] = "<DATASTORE_POOL/>"
     for datastore in (1, 100):
         oned.answers["datastore", datastore] = "<DATASTORE><TEMPLATE/></DATASTORE>"
-    return FrontEnd(tmp_path / "fe")
+    return FrontEnd(tmp_path / "fe", library)
 
 
 def vm(lcm_state: int = 1, disk: str = "", sequence: int = 0) -> str:

@@ -17,13 +17,11 @@ LINE = re.compile(r'VM = \[ ID = (\d+), MONITOR = "([A-Za-z0-9+/]+=*)" \]')
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Path:
+def script(tmp_path: Path, library: Path) -> Path:
     """The probe as it lies on a host: remotes only, copied by rsync -L."""
     remotes = tmp_path / "var tmp" / "one"
     shutil.copytree(ROOT / "remotes" / "tm", remotes / "tm")
-    shutil.copytree(
-        ROOT / "onestor_lib", remotes / "onestor_lib", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(library, remotes / "onestor_lib")
     return remotes / "tm" / "onestor" / "monitor_ds"
 
 
