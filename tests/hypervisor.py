@@ -13,6 +13,8 @@ from tests.cluster.wait import wait_until
 from tests.oned.mads import SSH_AUTH_SOCK
 from tests.oned.objects import DATASTORES, Disk, Vm
 
+# By their paths: a test that puts something else before them in the PATH means the drivers.
+VIRSH, QEMU_IMG = "/usr/bin/virsh", "/usr/bin/qemu-img"
 URI = "qemu:///system"
 # Emulated everywhere: within a virtual machine this small guest starts six times as fast so.
 _DOMAIN = """\
@@ -47,7 +49,7 @@ class Kvm:
             node.run(libvirt.START, user="root")
 
     def virsh(self, host: str, *words: str, check: bool = True) -> str:
-        argv = ["virsh", "-q", "-c", URI, *words]
+        argv = [VIRSH, "-q", "-c", URI, *words]
         return self.hosts[host].run(argv, check=check, timeout=120).stdout.strip()
 
     def state(self, vm: Vm, host: str) -> str:
@@ -94,8 +96,8 @@ class Kvm:
             if vm.context and number == str(vm.context["DISK_ID"]):
                 self._on(source, "rsync", "-a", path, f"{target}:{path}")
                 continue
-            info = json.loads(node.run(["qemu-img", "info", "-U", "--output=json", path]).stdout)
-            create = ["qemu-img", "create", "-q", "-f", info["format"], path]
+            info = json.loads(node.run([QEMU_IMG, "info", "-U", "--output=json", path]).stdout)
+            create = [QEMU_IMG, "create", "-q", "-f", info["format"], path]
             there.run([*create, str(info["virtual-size"])])
             if node.exists(f"{path}.snap"):
                 self._on(source, "rsync", "-a", f"{path}.snap/", f"{target}:{path}.snap/")
@@ -106,7 +108,7 @@ class Kvm:
             self.failing = False
             return False
         self._on(
-            source, "virsh", "-q", "-c", URI, "migrate", "--live", "--copy-storage-all", "--unsafe",
+            source, VIRSH, "-q", "-c", URI, "migrate", "--live", "--copy-storage-all", "--unsafe",
             "--migrate-disks", ",".join(devices), f"one-{vm.id}",
             self._uri(target),
         )  # fmt: skip
@@ -120,7 +122,7 @@ class Kvm:
     def migrate_shared(self, vm: Vm, source: str, target: str) -> None:
         """As the same script does for a datastore that is shared."""
         words = ["migrate", "--live", "--unsafe", f"one-{vm.id}", self._uri(target)]
-        self._on(source, "virsh", "-q", "-c", URI, *words)
+        self._on(source, VIRSH, "-q", "-c", URI, *words)
 
     def guest_at_work(self, vm: Vm, host: str) -> None:
         """Wait until the guest has written to its first disk again."""

@@ -21,7 +21,7 @@ _NOTES, _BEFORE = "/var/tmp/starts", "/usr/local/bin"
 _SCRIPT = "/usr/local/lib/count-starts"
 _PROGRAMS = ("/usr/sbin", "/usr/bin")
 # What oned's mads start before our action runs, and what the wrapper needs itself.
-_NOT_OURS = {"nice", "test", "sh", "env"}
+_NOT_OURS = {"nice", "sh", "env"}
 
 # Nothing but what the shell has built in: a wrapper costs a millisecond. "set -C": who can create
 # the file has its number, nobody writes over it.

@@ -101,6 +101,7 @@ def _check_directories(world: World, node: Node, vms: list[VmModel]) -> None:
     for name, vm in expected.items():
         found = set(_names(node.path(name)))
         allowed = _OTHERS | {f"disk.{disk.number}" for disk in vm.disks}
+        allowed |= {f".disk.{number}.record" for number in vm.returned}
         if vm.has_checkpoint:
             allowed.add("checkpoint")
         if vm.vm.context:

@@ -252,6 +252,7 @@ def detach(plan: Plan) -> tuple[str, Work]:
         vm.disks.remove(disk)
         if image:
             give_back(plan.world, disk)
+            vm.returned.add(disk.number)
         plan.world.check_vm(vm)
         if plan.world.copy_of(vm, disk):
             raise Violation(f"{vm} disk {disk.number} is detached, and has a recovery copy")

@@ -51,10 +51,26 @@ def _full(left: int) -> Loss:
     return Loss(f"full but for {left >> 10} KiB", fill_up, make_room)
 
 
+def _failing(program: str) -> Loss:
+    """A program that fails, whatever it is asked for."""
+    path = f"/usr/local/bin/{program}"  # before the real one in every PATH
+    script = "#!/bin/sh\necho planted failure >&2\nexit 1\n"
+
+    def plant(node: Node) -> None:
+        node.write(path, script, mode=0o755, owner="root")
+
+    def remove(node: Node) -> None:
+        node.path(path).unlink()
+
+    return Loss(f"where {program} fails", plant, remove)
+
+
 _FILLER = f"{DATASTORES}/filler"
+_PROGRAMS = ("qemu-img", "virsh", "python3")
 LINK = Loss("cut off", Node.cut, Node.heal)
 POWER = Loss("without power", Node.kill, Node.start)
 ROOM = _full(0)  # how much it is full is drawn when it is chosen
+PROGRAM = _failing(_PROGRAMS[0])  # and so is which one
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,8 @@ def choose(
     host, loss = rng.choice(losses)
     if loss is ROOM:
         loss, after = _full(rng.randrange(6) * (256 << 10)), 0.0
+    elif loss is PROGRAM:
+        loss, after = _failing(rng.choice(_PROGRAMS)), rng.choice([0.0, after])
     elif loss is LINK and rng.random() < 0.4:
         after = 0.0
     is_needed = loss is LINK and host == needed and not after

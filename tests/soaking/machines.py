@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from onestor_lib.agent.cache.entry import Entry
 from tests.drivers.conftest import entry_of
 from tests.oned import probe
+from tests.soaking.disks import may_snap
 from tests.soaking.faults import Actor
 from tests.soaking.kinds import share_block_jobs, share_replica, step
 from tests.soaking.model import Violation, unlisted
@@ -30,8 +33,11 @@ def recovery_pass(plan: Plan) -> tuple[str, Work]:
 
 @step(0.4)
 def host_dies(plan: Plan) -> tuple[str, Work]:
-    """A host loses its power; its VMs are recreated elsewhere; it comes back as it was."""
-    world = plan.world
+    """A host loses its power; its VMs are recreated elsewhere; it comes back as it was.
+
+    Every other time a snapshot of one of its disks is being made just then.
+    """
+    world, rng = plan.world, plan.rng
     host = plan.rng.choice(HYPERVISORS)
     vms = plan.model.on(host)
     if not vms:
@@ -40,9 +46,17 @@ def host_dies(plan: Plan) -> tuple[str, Work]:
     share_replica(plan)
     share_block_jobs(plan)  # a pass that is under way may still make a copy that is used
     new = plan.host(host)
+    found = [(vm, disk) for vm in vms for disk in vm.disks if may_snap(disk)]
+    amid = rng.choice(found) if found and plan.chance(0.5) else None
+    after = rng.uniform(0.05, 0.6)
 
     def work(actor: Actor) -> None:
-        world.node(host).kill()
+        with ThreadPoolExecutor(1) as pool:
+            snapshot = pool.submit(actor.life.snapshot, amid[0].vm, amid[1].disk) if amid else None
+            time.sleep(after if amid else 0)
+            world.node(host).kill()
+            if snapshot:
+                snapshot.result()  # whatever it was: a recreate forgets it
         try:
             for vm in vms:
                 come_back(actor, world, vm, new)
@@ -51,7 +65,8 @@ def host_dies(plan: Plan) -> tuple[str, Work]:
             world.kvm.start_on(host)
             world.outdated.update((host, vm.vm.id) for vm in vms)
 
-    return f"{host} with {len(vms)} VMs, to {new}", work
+    what = f", in the middle of a snapshot of {amid[0]}" if amid else ""
+    return f"{host} with {len(vms)} VMs, to {new}{what}", work
 
 
 @step(3)

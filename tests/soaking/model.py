@@ -105,11 +105,15 @@ class DiskModel:
 
 @dataclass
 class VmModel:
-    """A VM; `born` is the number of the step that made it."""
+    """A VM; `born` is the number of the step that made it.
+
+    Of its disks that were detached and are images again, by their numbers, notes stay that say so.
+    """
 
     born: int
     vm: Vm
     disks: list[DiskModel]
+    returned: set[int] = field(default_factory=set)
 
     @property
     def key(self) -> tuple[str, int]:

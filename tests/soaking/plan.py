@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, Union
 
 from tests.soaking import faults
-from tests.soaking.faults import LINK, POWER, ROOM, Actor, Fault
+from tests.soaking.faults import LINK, POWER, PROGRAM, ROOM, Actor, Fault
 from tests.soaking.model import DiskModel, ImageModel, VmModel
 from tests.soaking.world import HYPERVISORS, SMALL, World
 
@@ -129,12 +129,12 @@ class Plan:
         """Let something go wrong, if it is this step's turn.
 
         A process may die at a crash point of one of the `actions`. Where nobody else works, a host
-        that the step `needs` may be cut off, one that it `fills` may be full, and the replica that
-        it `uses` if it is there may lose whatever there is.
+        that the step `needs` may be cut off or have a program that fails, one that it `fills` may
+        be full, and the replica that it `uses` if it is there may lose whatever there is.
         """
         if not self._faulty:
             return
-        losses = [(needs, LINK), (uses, LINK), (uses, POWER)]
+        losses = [(needs, LINK), (needs, PROGRAM), (uses, LINK), (uses, POWER), (uses, PROGRAM)]
         losses += [(host, ROOM) for host in (uses, fills) if host in SMALL]
         possible = [each for each in losses if each[0] and self._is_ours(each[0])]
         self.fault = faults.choose(self.rng, actions, possible, needed=needs)
