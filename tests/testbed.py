@@ -227,7 +227,8 @@ class Testbed:
         try:
             wait_until(lambda: self.leftovers() == [], "nothing is left")
         except TimeoutError:
-            assert self.leftovers() == []
+            left = self.leftovers()
+            assert not left, left
 
 
 def _remove(path: Path) -> None:

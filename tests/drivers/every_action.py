@@ -26,7 +26,7 @@ from tests.oned.objects import Disk, Image, Vm
 from tests.oned.reply import Reply
 from tests.testbed import DATASTORES, Testbed
 
-LIBVIRT = "works on a domain: tests/life has it, with libvirtd on the hosts"
+LIBVIRT = "works on a domain: tests/life/test_every_action_live.py has it"
 OPENNEBULAS = "hands over to OpenNebula's script: test_backups.py has one that fails"
 # Actions that are no step of a life, each with the reason.
 NOT_HERE = {

@@ -103,6 +103,12 @@ class World:
             self.one.run(rebase)
         return self.content(self.one, files[-1], "qcow2")
 
+    def end_domains(self) -> None:
+        """Whatever runs on any host runs no more."""
+        for host in self.kvm.hosts:
+            for name in self.kvm.virsh(host, "list", "--name").split():
+                self.kvm.virsh(host, "destroy", name)
+
     def image(self, **options: Any) -> Image:
         return self.bed.image(f"{SOURCES}/guest.qcow2", **options)
 
@@ -122,9 +128,7 @@ def world(running_world: World) -> Iterator[World]:
     bed.clean()
     kvm.failing = False
     yield running_world
-    for node in bed.hosts[:2]:
-        for name in kvm.virsh(node.name, "list", "--name").split():
-            kvm.virsh(node.name, "destroy", name)
+    running_world.end_domains()
     for node in bed.hosts:
         node.heal()
         node.unlimit_rate()

@@ -122,6 +122,7 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
         found = plan.world.check_file(plan.world.place(vm), path, disk.format, *moments)
         plan.world.amid += found != disk.now
         disk.snapshots[newest] = found
+        disk.lost.discard(newest)  # what a try before has left there was replaced
         plan.world.check_disk_with_snapshots(vm, disk)
 
     how = f", running{', the guest writes' * bool(writes)}" * vm.runs

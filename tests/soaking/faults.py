@@ -25,11 +25,12 @@ from tests.testbed import DATASTORES
 
 
 class Loss(NamedTuple):
-    """What a host can lose, and get back."""
+    """What a host can lose, and get back; without something `vital` it is of no use."""
 
     words: str
     begin: Callable[[Node], object]
     end: Callable[[Node], object]
+    vital: bool = False
 
 
 def _full(left: int) -> Loss:
@@ -62,12 +63,12 @@ def _failing(program: str) -> Loss:
     def remove(node: Node) -> None:
         node.path(path).unlink()
 
-    return Loss(f"where {program} fails", plant, remove)
+    return Loss(f"where {program} fails", plant, remove, vital=program == "python3")
 
 
 _FILLER = f"{DATASTORES}/filler"
 _PROGRAMS = ("qemu-img", "virsh", "python3")
-LINK = Loss("cut off", Node.cut, Node.heal)
+LINK = Loss("cut off", Node.cut, Node.heal, vital=True)
 POWER = Loss("without power", Node.kill, Node.start)
 ROOM = _full(0)  # how much it is full is drawn when it is chosen
 PROGRAM = _failing(_PROGRAMS[0])  # and so is which one
@@ -120,7 +121,7 @@ def choose(
         loss, after = _failing(rng.choice(_PROGRAMS)), rng.choice([0.0, after])
     elif loss is LINK and rng.random() < 0.4:
         after = 0.0
-    is_needed = loss is LINK and host == needed and not after
+    is_needed = loss.vital and host == needed and not after
     return Fault(host=host, loss=loss, after=after, is_needed=is_needed)
 
 

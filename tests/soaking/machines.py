@@ -130,7 +130,7 @@ def warm(plan: Plan) -> tuple[str, Work]:
 
 @step(3)
 def monitor(plan: Plan) -> tuple[str, Work]:
-    """The host's probe tells of every VM there, with its disks and snapshots, and of no other."""
+    """The host's probe tells of every VM there, with its disks and snapshots."""
     host = plan.host()
     vms = plan.model.on(host)
     if not vms:

@@ -1,0 +1,191 @@
+"""Lives in whose steps something goes wrong: a program that fails, or a process that dies.
+
+What there is of both is found by running: a life in which nothing goes wrong tells which programs
+each of its steps starts, on whatever machine, and which crash points it passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from typing import Callable, NamedTuple
+
+from onestor_lib.agent import crashpoints
+from tests.cluster import wait_until
+from tests.drivers.conftest import MEDIUM_QCOW2, agents, digest, unfinished
+from tests.drivers.every_action import Step, Steps
+from tests.drivers.starts import PLANTED, Starts, counted_starts
+from tests.oned.reply import Reply
+from tests.sampling import SEED
+from tests.testbed import DATASTORES, Testbed
+
+Files = dict[str, tuple[int, ...]]
+Fault = tuple[int, str]  # the number of a start that fails, and the crash point to die at; 0, ""
+
+_PASSED = "/var/tmp/onestor-passed"  # where, on each machine, crash points are noted
+
+
+def final_files(bed: Testbed) -> Files:
+    """Whatever has a final name, with what changes when it is written to or replaced."""
+    found: Files = {}
+    for node in bed.cluster.nodes:
+        for name in bed.files(node):
+            if not os.path.basename(name).startswith("."):
+                facts = node.path(f"{DATASTORES}/{name}").lstat()
+                found[f"{node.name}:{name}"] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+def assert_clean(bed: Testbed, reply: Reply, before: Files, culprit: str) -> None:
+    """The step has failed as it should: one line, and nothing changed but caches that filled."""
+    lines = reply.result.stderr.splitlines()
+    (error,) = [line for line in lines if not line.startswith(("INFO:", "WARN:"))]
+    program = culprit.split()[1]
+    assert PLANTED in error or program in error, f"{error!r} does not tell of {culprit}"
+    after = final_files(bed)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    for name in changed:
+        node, _, path = name.partition(":")
+        assert node != "fe" and path.startswith("101/"), f"{name} has changed"
+        origin = f"{DATASTORES}/{path}"
+        here = next(each for each in bed.hosts if each.name == node)
+        assert digest(here, origin) == digest(bed.frontend, origin), f"{name} is incomplete"
+
+
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    ``starts`` and ``points`` are those of the first try: how many programs were started, and which
+    crash points were passed. ``culprit`` is what went wrong.
+    """
+
+    action: str
+    starts: int
+    points: list[str]
+    culprit: str = ""
+
+
+class Lives:
+    """Lives of one kind; a step is taken with something going wrong, and again if need be."""
+
+    def __init__(self, bed: Testbed, starts: Starts, life: Callable[[], Steps]) -> None:
+        self.bed, self.starts, self.life = bed, starts, life
+        self.is_tidy = True  # nobody has died in this life
+
+    def take(self, step: Step, fault: Fault) -> tuple[Reply, Taken]:
+        """Take a step with that fault."""
+        start, point = fault
+        bed, before = self.bed, final_files(self.bed)
+        passed(bed)  # before this step, of no interest
+        bed.environment(**({crashpoints.VARIABLE: point} if point else {}))
+        with self.starts.counting(fail=start):
+            reply = step.call()
+            self.is_tidy &= not point
+            self.rest()
+        bed.environment()
+        died, culprit = set(crashed(bed)), self.starts[start] or point
+        assert died == ({point} if point else set())
+        taken = Taken(step.action, len(self.starts), passed(bed), culprit)
+        if not reply.success:
+            assert culprit, f"{step.action} without a failure: {reply.error}"
+            if not point:
+                assert_clean(bed, reply, before, culprit)
+            reply = step.call()
+            assert reply.success, f"repeated after {culprit}: {reply.error}"
+        self.rest()
+        step.check()
+        return reply, taken
+
+    def rest(self) -> None:
+        """Wait for the end of all agents; nothing is left of what was not finished.
+
+        But for what the dead have left, which goes with the next one who sweeps there.
+        """
+        if self.is_tidy:
+            self.bed.assert_at_rest()
+            assert unfinished(self.bed) == []
+        wait_until(lambda: not any(map(agents, self.bed.cluster.nodes)), "agents end")
+
+    def tidy(self) -> None:
+        """Have somebody sweep wherever somebody may have died."""
+        bed = self.bed
+        image = bed.import_image(MEDIUM_QCOW2)
+        for host in bed.hosts[:2]:
+            vm = bed.vm(image)
+            assert bed.oned.instantiate(vm, host.name, bed.system).success
+            assert all(reply.success for reply in bed.oned.recover_delete(vm))
+        self.is_tidy = True
+        self.rest()
+
+    def live(self, faults: Iterable[Fault] = itertools.repeat((0, ""))) -> list[Taken]:
+        """One life with one of the faults in each step."""
+        self.bed.clean()
+        done = []
+        steps = self.life()
+        step = next(steps)
+        for fault in faults:
+            reply, taken = self.take(step, fault)
+            done.append(taken)
+            try:
+                step = steps.send(reply)
+            except StopIteration:
+                break
+        if not self.is_tidy:
+            self.tidy()
+        return done
+
+
+def passed(bed: Testbed) -> list[str]:
+    """The crash points that were passed since this was asked for last."""
+    found = set()
+    for node in bed.cluster.nodes:
+        if node.exists(_PASSED):
+            found |= set(node.read(_PASSED).decode().split())
+            node.path(_PASSED).unlink()
+    return sorted(found)
+
+
+def crashed(bed: Testbed) -> list[str]:
+    """The crash points at which processes have died since this was asked for last."""
+    found = bed.crashed_at()
+    for node in bed.cluster.nodes:
+        node.path(str(crashpoints.NOTE)).unlink(missing_ok=True)
+    return found
+
+
+@contextlib.contextmanager
+def lives_on(bed: Testbed, life: Callable[[], Steps]) -> Iterator[Lives]:
+    """Starts are counted and crash points noted on all machines for the time of the block."""
+    reach = "    if name != _chosen:\n"
+    note = f'    with open("{_PASSED}", "a") as file:\n        file.write(f"{{name}}\\n")\n'
+    noting = bed.changed_source("agent/crashpoints.py", (reach, note + reach))
+    with noting, counted_starts(bed) as starts:
+        yield Lives(bed, starts, life)
+
+
+def some_start(counted: Iterable[Taken]) -> Iterator[Fault]:
+    """One in each step."""
+    for place, each in enumerate(counted):
+        yield (1 + (SEED + place) % each.starts if each.starts else 0), ""
+
+
+def some_point(counted: Iterable[Taken]) -> Iterator[Fault]:
+    """One in each step."""
+    for place, each in enumerate(counted):
+        yield 0, each.points[(SEED + place) % len(each.points)] if each.points else ""
+
+
+def every_start(lives: Lives) -> int:
+    """Lives with the first start of each step failing, the second, and so on; how many."""
+    for number in itertools.count(1):
+        if not any(each.culprit for each in lives.live(itertools.repeat((number, "")))):
+            return number
+    raise AssertionError
+
+
+def every_point(lives: Lives, counted: Iterable[Taken]) -> None:
+    """Lives with the first point of each step to die at, the second, and so on."""
+    for points in itertools.zip_longest(*(each.points for each in counted), fillvalue=""):
+        lives.live((0, point) for point in points)
