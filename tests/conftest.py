@@ -1,9 +1,19 @@
-"""What is said at the beginning of each run."""
+"""What is said at the beginning of each run, and what is run first."""
 
 from __future__ import annotations
 
+import pytest
+
 from tests.sampling import EVERYWHERE, SEED
+
+# No worker shall begin with a file that takes minutes when the others are about to end.
+_FIRST = ("life", "soak_tests", "drivers", "commands", "docs_tests", "install_tests")
 
 
 def pytest_report_header() -> str:
     return "faults: all of them" if EVERYWHERE else f"faults: a sample, FAULTS_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
