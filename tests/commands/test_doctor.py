@@ -14,6 +14,7 @@ from tests.commands.test_output import expect
 from tests.drivers.conftest import MEDIUM_QCOW2, make_sources, program_before
 from tests.hypervisor import Kvm
 from tests.install_tests.test_configure import STOCK
+from tests.sampling import sample
 from tests.testbed import DATASTORES, register, running_testbed
 
 VERSION = ["virsh", "-c", "qemu:///system", "version"]
@@ -267,7 +268,8 @@ def nobody_runs_the_passes(desk: Desk) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.fault
+@pytest.mark.parametrize("name", sample(list(FAULTS), 10))
 def test_a_fault(desk: Desk, name: str) -> None:
     plant, wanted = FAULTS[name]
     with plant(desk):

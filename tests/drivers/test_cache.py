@@ -158,14 +158,15 @@ def running_agents(bed: Testbed) -> list[str]:
 
 def test_A5_nobody_who_waits_gives_up_while_the_fill_makes_progress(bed: Testbed) -> None:
     configure_system(bed, REPLICA_HOST="host03")
-    bed.configure("REPLICA_COPY_LOCK_TIMEOUT=4\n")  # a sign of progress comes every 0.5 s
+    # A sign of progress comes every 0.5 s; on a busy machine it may be seconds late.
+    bed.configure("REPLICA_COPY_LOCK_TIMEOUT=8\n")
     replica = bed.hosts[2]
-    replica.limit_rate(14)
+    replica.limit_rate(9)
     image = bed.image(BIG)
     begin = time.monotonic()
     running = [start_clone(bed, image, bed.hosts[number % 2]) for number in range(6)]
     wait_until(lambda: cached_names(bed, replica), "the replica has it", timeout=60)
-    assert time.monotonic() - begin > 8, "longer than anybody would wait without progress"
+    assert time.monotonic() - begin > 12, "longer than anybody would wait without progress"
     replica.unlimit_rate()
     for each in running:
         reply = each.wait()
