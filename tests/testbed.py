@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from onestor_lib.agent import companions
+from onestor_lib.agent import companions, crashpoints
 from onestor_lib.agent.origin import Origin
 from onestor_lib.agent.publish import is_temporary
 from onestor_lib.agent.transfer import digests_of
@@ -168,7 +168,6 @@ class Testbed:
         for node in self.cluster.nodes:
             for path in node.path(DATASTORES).iterdir():
                 _remove(path)
-            node.path("/var/tmp/onestor-crashed-at").unlink(missing_ok=True)
         for vm in list(self.cloud.vms.values()):
             self.cloud.delete(vm)
         for image in list(self.cloud.images.values()):
@@ -179,14 +178,24 @@ class Testbed:
             self.cloud.save(thing)
         self.frontend.write(LOG, "")
         _remove(self.frontend.path(NOTES))
+        self.forget(str(crashpoints.NOTE))
 
     def crashed_at(self) -> list[str]:
         """The crash points at which processes have died, on any machine."""
-        names = []
+        return self.noted(str(crashpoints.NOTE))
+
+    def noted(self, path: str) -> list[str]:
+        """The words in a file that each machine may have."""
+        words = []
         for node in self.cluster.nodes:
-            if node.exists("/var/tmp/onestor-crashed-at"):
-                names += node.read("/var/tmp/onestor-crashed-at").decode().split()
-        return names
+            if node.exists(path):
+                words += node.read(path).decode().split()
+        return words
+
+    def forget(self, path: str) -> None:
+        """Remove a file from each machine that has it."""
+        for node in self.cluster.nodes:
+            node.path(path).unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Copy the remotes to every host, as `onehost sync` does (contract section 4.4)."""

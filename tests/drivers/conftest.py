@@ -274,13 +274,26 @@ def lock_held(node: Node, path: str, mode: int = fcntl.LOCK_EX) -> Iterator[None
 
 @contextlib.contextmanager
 def program_before(node: Node, name: str, script: str) -> Iterator[None]:
-    """Put a shell script before a program in a node's PATH."""
-    path = f"/usr/local/bin/{name}"
-    node.write(path, f"#!/bin/sh\n{script}\n", mode=0o755, owner="root")
+    """A shell script lies before a program in a node's PATH for the time of the block."""
+    put_before(node, name, script)
     try:
         yield
     finally:
-        node.run(["rm", path], user="root")
+        take_from_before(node, name)
+
+
+def put_before(node: Node, name: str, script: str) -> None:
+    """Put a shell script before a program in a node's PATH."""
+    node.write(_before(name), f"#!/bin/sh\n{script}\n", mode=0o755, owner="root")
+
+
+def take_from_before(node: Node, name: str) -> None:
+    """Undo :func:`put_before`."""
+    node.path(_before(name)).unlink()
+
+
+def _before(name: str) -> str:
+    return f"/usr/local/bin/{name}"
 
 
 _CALL = """

@@ -7,10 +7,13 @@ each of its steps starts, on whatever machine, and which crash points it passes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
-from typing import Callable, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Callable, NamedTuple, TypeVar
+
+import pytest
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import wait_until
@@ -18,7 +21,7 @@ from tests.drivers.conftest import MEDIUM_QCOW2, agents, digest, unfinished
 from tests.drivers.every_action import Step, Steps
 from tests.drivers.starts import PLANTED, Starts, counted_starts
 from tests.oned.reply import Reply
-from tests.sampling import SEED
+from tests.sampling import EVERYWHERE, SEED
 from tests.testbed import DATASTORES, Testbed
 
 Files = dict[str, tuple[int, ...]]
@@ -74,20 +77,26 @@ class Lives:
         self.bed, self.starts, self.life = bed, starts, life
         self.is_tidy = True  # nobody has died in this life
 
+    @functools.cached_property
+    def counted(self) -> list[Taken]:
+        """What there is in each step when nothing goes wrong."""
+        return self.live(itertools.repeat((0, "")))
+
     def take(self, step: Step, fault: Fault) -> tuple[Reply, Taken]:
         """Take a step with that fault."""
         start, point = fault
         bed, before = self.bed, final_files(self.bed)
-        passed(bed)  # before this step, of no interest
+        bed.forget(_PASSED)
+        bed.forget(str(crashpoints.NOTE))
         bed.environment(**({crashpoints.VARIABLE: point} if point else {}))
         with self.starts.counting(fail=start):
             reply = step.call()
             self.is_tidy &= not point
             self.rest()
         bed.environment()
-        died, culprit = set(crashed(bed)), self.starts[start] or point
-        assert died == ({point} if point else set())
-        taken = Taken(step.action, len(self.starts), passed(bed), culprit)
+        culprit = self.starts[start] or point
+        assert set(bed.crashed_at()) == ({point} if point else set())
+        taken = Taken(step.action, len(self.starts), sorted(set(bed.noted(_PASSED))), culprit)
         if not reply.success:
             assert culprit, f"{step.action} without a failure: {reply.error}"
             if not point:
@@ -106,7 +115,8 @@ class Lives:
         if self.is_tidy:
             self.bed.assert_at_rest()
             assert unfinished(self.bed) == []
-        wait_until(lambda: not any(map(agents, self.bed.cluster.nodes)), "agents end")
+        else:
+            wait_until(lambda: not any(map(agents, self.bed.cluster.nodes)), "agents end")
 
     def tidy(self) -> None:
         """Have somebody sweep wherever somebody may have died."""
@@ -119,9 +129,10 @@ class Lives:
         self.is_tidy = True
         self.rest()
 
-    def live(self, faults: Iterable[Fault] = itertools.repeat((0, ""))) -> list[Taken]:
+    def live(self, faults: Iterable[Fault]) -> list[Taken]:
         """One life with one of the faults in each step."""
         self.bed.clean()
+        self.is_tidy = True
         done = []
         steps = self.life()
         step = next(steps)
@@ -137,24 +148,6 @@ class Lives:
         return done
 
 
-def passed(bed: Testbed) -> list[str]:
-    """The crash points that were passed since this was asked for last."""
-    found = set()
-    for node in bed.cluster.nodes:
-        if node.exists(_PASSED):
-            found |= set(node.read(_PASSED).decode().split())
-            node.path(_PASSED).unlink()
-    return sorted(found)
-
-
-def crashed(bed: Testbed) -> list[str]:
-    """The crash points at which processes have died since this was asked for last."""
-    found = bed.crashed_at()
-    for node in bed.cluster.nodes:
-        node.path(str(crashpoints.NOTE)).unlink(missing_ok=True)
-    return found
-
-
 @contextlib.contextmanager
 def lives_on(bed: Testbed, life: Callable[[], Steps]) -> Iterator[Lives]:
     """Starts are counted and crash points noted on all machines for the time of the block."""
@@ -165,27 +158,41 @@ def lives_on(bed: Testbed, life: Callable[[], Steps]) -> Iterator[Lives]:
         yield Lives(bed, starts, life)
 
 
-def some_start(counted: Iterable[Taken]) -> Iterator[Fault]:
-    """One in each step."""
-    for place, each in enumerate(counted):
-        yield (1 + (SEED + place) % each.starts if each.starts else 0), ""
+Item = TypeVar("Item")
 
 
-def some_point(counted: Iterable[Taken]) -> Iterator[Fault]:
-    """One in each step."""
-    for place, each in enumerate(counted):
-        yield 0, each.points[(SEED + place) % len(each.points)] if each.points else ""
+def one_each(choices: Iterable[Sequence[Item]], none: Item) -> Iterator[Item]:
+    """One of each, another one with another FAULTS_SEED; `none` where there are no choices."""
+    for place, items in enumerate(choices):
+        yield items[(SEED + place) % len(items)] if items else none
 
 
-def every_start(lives: Lives) -> int:
-    """Lives with the first start of each step failing, the second, and so on; how many."""
-    for number in itertools.count(1):
-        if not any(each.culprit for each in lives.live(itertools.repeat((number, "")))):
-            return number
-    raise AssertionError
+def some_starts(lives: Lives) -> list[Taken]:
+    """A life with a start that fails in each step."""
+    choices = (range(1, each.starts + 1) for each in lives.counted)
+    return lives.live((number, "") for number in one_each(choices, 0))
 
 
-def every_point(lives: Lives, counted: Iterable[Taken]) -> None:
-    """Lives with the first point of each step to die at, the second, and so on."""
-    for points in itertools.zip_longest(*(each.points for each in counted), fillvalue=""):
-        lives.live((0, point) for point in points)
+class EveryStep:
+    """What is shown of all kinds of lives: a file with `lives` has a class of tests like this."""
+
+    def test_K18_some_crash_points(self, lives: Lives) -> None:
+        """One in each step."""
+        choices = [each.points for each in lives.counted]
+        done = lives.live((0, point) for point in one_each(choices, ""))
+        assert [bool(each.culprit) for each in done] == [bool(points) for points in choices]
+
+    @pytest.mark.skipif(not EVERYWHERE, reason="FAULTS_EVERYWHERE is not set")
+    def test_every_start_that_fails(self, lives: Lives) -> None:
+        """The first of each step, the second, and so on."""
+        number = 1
+        while any(each.culprit for each in lives.live(itertools.repeat((number, "")))):
+            number += 1
+        assert number > 3
+
+    @pytest.mark.skipif(not EVERYWHERE, reason="FAULTS_EVERYWHERE is not set")
+    def test_K18_every_crash_point(self, lives: Lives) -> None:
+        """The first of each step, the second, and so on."""
+        columns = (each.points for each in lives.counted)
+        for points in itertools.zip_longest(*columns, fillvalue=""):
+            lives.live((0, point) for point in points)

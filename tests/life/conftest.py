@@ -103,12 +103,6 @@ class World:
             self.one.run(rebase)
         return self.content(self.one, files[-1], "qcow2")
 
-    def end_domains(self) -> None:
-        """Whatever runs on any host runs no more."""
-        for host in self.kvm.hosts:
-            for name in self.kvm.virsh(host, "list", "--name").split():
-                self.kvm.virsh(host, "destroy", name)
-
     def image(self, **options: Any) -> Image:
         return self.bed.image(f"{SOURCES}/guest.qcow2", **options)
 
@@ -128,7 +122,7 @@ def world(running_world: World) -> Iterator[World]:
     bed.clean()
     kvm.failing = False
     yield running_world
-    running_world.end_domains()
+    kvm.end_all()
     for node in bed.hosts:
         node.heal()
         node.unlimit_rate()

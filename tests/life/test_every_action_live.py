@@ -12,20 +12,11 @@ import pytest
 from tests.drivers.conftest import MEDIUM_QCOW2
 from tests.drivers.conftest import make_sources as make_plain_sources
 from tests.drivers.every_action import LIBVIRT, NOT_HERE, Step, Steps
-from tests.drivers.lives import (
-    Lives,
-    Taken,
-    every_point,
-    every_start,
-    lives_on,
-    some_point,
-    some_start,
-)
+from tests.drivers.lives import EveryStep, Lives, lives_on, some_starts
 from tests.life.conftest import World
 from tests.oned import objects, transfer
 from tests.oned.life import LIVE_MIGRATE
 from tests.oned.reply import Reply
-from tests.sampling import EVERYWHERE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.crash, pytest.mark.fault]
 
@@ -36,7 +27,7 @@ def life(world: World) -> Steps:
     The guest finds nothing to boot, so its disk is what was written to it before.
     """
     bed, kvm = world.bed, world.kvm
-    world.end_domains()
+    kvm.end_all()
     vm = bed.vm(bed.image(MEDIUM_QCOW2))
     assert world.life.instantiate(vm, "host01", bed.system).success
     disk, path = vm.disks[0], world.disk(vm)
@@ -69,35 +60,18 @@ def lives(running_world: World) -> Iterator[Lives]:
     make_plain_sources(running_world.bed.frontend)
     with lives_on(running_world.bed, lambda: life(running_world)) as found:
         yield found
-        running_world.end_domains()
+        running_world.kvm.end_all()
 
 
-@pytest.fixture(scope="module")
-def counted(lives: Lives) -> list[Taken]:
-    """What there is in each step when nothing goes wrong."""
-    return lives.live()
-
-
-def test_all_are_here_that_work_on_domains(counted: list[Taken]) -> None:
+def test_all_are_here_that_work_on_domains(lives: Lives) -> None:
     expected = {action for action, reason in NOT_HERE.items() if reason == LIBVIRT}
-    assert {each.action for each in counted} == expected
-    assert all(each.starts for each in counted)
+    assert {each.action for each in lives.counted} == expected
+    assert all(each.starts for each in lives.counted)
 
 
-def test_some_starts_that_fail(lives: Lives, counted: list[Taken]) -> None:
-    assert all(each.culprit for each in lives.live(some_start(counted)))
+def test_some_starts_that_fail(lives: Lives) -> None:
+    assert all(each.culprit for each in some_starts(lives))
 
 
-def test_K18_some_crash_points(lives: Lives, counted: list[Taken]) -> None:
-    done = lives.live(some_point(counted))
-    assert [bool(each.culprit) for each in done] == [bool(each.points) for each in counted]
-
-
-@pytest.mark.skipif(not EVERYWHERE, reason="FAULTS_EVERYWHERE is not set")
-def test_every_start_that_fails(lives: Lives) -> None:
-    assert every_start(lives) > 3
-
-
-@pytest.mark.skipif(not EVERYWHERE, reason="FAULTS_EVERYWHERE is not set")
-def test_K18_every_crash_point(lives: Lives, counted: list[Taken]) -> None:
-    every_point(lives, counted)
+class TestEveryStep(EveryStep):
+    pass

@@ -222,8 +222,7 @@ def test_D5_a_datastore_that_is_shared_after_all(world: World, vm: Vm) -> None:
         assert world.bed.oned.transfer_mad.run_script(lines).success
         assert world.names(world.one, vm) == before
     finally:
-        for name in world.kvm.virsh("host02", "list", "--name").split():
-            world.kvm.virsh("host02", "destroy", name)
+        world.kvm.end_all()
         unshare(world.two, path)
 
 

@@ -126,8 +126,7 @@ def test_F5_a_raw_disk_shares_its_blocks_while_the_guest_writes(world: World) ->
         assert moment(world, vm, 0, image_format="raw") > 0
         world.life.power_off(vm)
     finally:
-        for name in world.kvm.virsh("host01", "list", "--name").split():
-            world.kvm.virsh("host01", "destroy", name)
+        world.kvm.end_all()
         world.one.unmount_datastores()
 
 

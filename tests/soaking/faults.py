@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node
+from tests.drivers.conftest import put_before, take_from_before
 from tests.oned.life import Life
 from tests.oned.mads import DatastoreMad, Mad, TransferMad, VmmTransfer
 from tests.oned.oned import Oned
@@ -54,16 +55,12 @@ def _full(left: int) -> Loss:
 
 def _failing(program: str) -> Loss:
     """A program that fails, whatever it is asked for."""
-    path = f"/usr/local/bin/{program}"  # before the real one in every PATH
-    script = "#!/bin/sh\necho planted failure >&2\nexit 1\n"
-
-    def plant(node: Node) -> None:
-        node.write(path, script, mode=0o755, owner="root")
-
-    def remove(node: Node) -> None:
-        node.path(path).unlink()
-
-    return Loss(f"where {program} fails", plant, remove, vital=program == "python3")
+    return Loss(
+        f"where {program} fails",
+        lambda node: put_before(node, program, "echo planted failure >&2; exit 1"),
+        lambda node: take_from_before(node, program),
+        vital=program == "python3",
+    )
 
 
 _FILLER = f"{DATASTORES}/filler"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from onestor_lib.agent.cache.entry import Entry
@@ -13,7 +15,7 @@ from tests.oned import probe
 from tests.soaking.disks import may_snap
 from tests.soaking.faults import Actor
 from tests.soaking.kinds import share_block_jobs, share_replica, step
-from tests.soaking.model import Violation, unlisted
+from tests.soaking.model import DiskModel, Violation, VmModel, unlisted
 from tests.soaking.plan import NotNow, Plan, Work
 from tests.soaking.vms import come_back
 from tests.soaking.world import HYPERVISORS, REPLICA
@@ -38,7 +40,7 @@ def host_dies(plan: Plan) -> tuple[str, Work]:
     Every other time a snapshot of one of its disks is being made just then.
     """
     world, rng = plan.world, plan.rng
-    host = plan.rng.choice(HYPERVISORS)
+    host = rng.choice(HYPERVISORS)
     vms = plan.model.on(host)
     if not vms:
         raise NotNow
@@ -51,12 +53,8 @@ def host_dies(plan: Plan) -> tuple[str, Work]:
     after = rng.uniform(0.05, 0.6)
 
     def work(actor: Actor) -> None:
-        with ThreadPoolExecutor(1) as pool:
-            snapshot = pool.submit(actor.life.snapshot, amid[0].vm, amid[1].disk) if amid else None
-            time.sleep(after if amid else 0)
+        with snapshot_at_work(actor, *amid, after) if amid else contextlib.nullcontext():
             world.node(host).kill()
-            if snapshot:
-                snapshot.result()  # whatever it was: a recreate forgets it
         try:
             for vm in vms:
                 come_back(actor, world, vm, new)
@@ -67,6 +65,16 @@ def host_dies(plan: Plan) -> tuple[str, Work]:
 
     what = f", in the middle of a snapshot of {amid[0]}" if amid else ""
     return f"{host} with {len(vms)} VMs, to {new}{what}", work
+
+
+@contextlib.contextmanager
+def snapshot_at_work(actor: Actor, vm: VmModel, disk: DiskModel, after: float) -> Iterator[None]:
+    """The block begins so many seconds after a snapshot; what that comes to is of no interest."""
+    with ThreadPoolExecutor(1) as pool:
+        snapshot = pool.submit(actor.life.snapshot, vm.vm, disk.disk)
+        time.sleep(after)
+        yield
+        snapshot.result()
 
 
 @step(3)

@@ -88,9 +88,7 @@ class World:
 
     def begin(self) -> None:
         """Be a cloud without VMs and images, and with the settings of a soak."""
-        for name in HYPERVISORS:
-            for domain in self.kvm.virsh(name, "list", "--name").split():
-                self.kvm.virsh(name, "destroy", domain)
+        self.kvm.end_all()
         self.bed.clean()
         self.model, self._log_read, self.lost_images = Model(), 0, 0
         self.tampered.clear()
