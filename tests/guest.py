@@ -80,9 +80,9 @@ def read(disk: bytes) -> Count:
 def on(node: Node, path: str, image_format: str) -> Count:
     """How far the guest is by what a disk on a node says, chain and all, running or not."""
     begin, size = FIRST * SECTOR, RING * SECTOR
-    argv = ["qemu-img", "dd", "-U", "-f", image_format, "-O", "raw", f"bs={SECTOR}"]
+    argv = ["qemu-img", "dd", "-U", "-f", image_format, "-O", "raw", f"bs={RING * SECTOR}"]
     copy = "/var/tmp/ring"
-    node.run([*argv, f"count={FIRST + RING}", f"if={path}", f"of={copy}"])
+    node.run([*argv, f"count={FIRST // RING + 1}", f"if={path}", f"of={copy}"])
     content = node.read(copy)
     node.run(["rm", copy])
     return read(content.ljust(begin + size, b"\0"))

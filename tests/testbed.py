@@ -19,6 +19,7 @@ from onestor_lib.agent import companions, crashpoints
 from onestor_lib.agent.origin import Origin
 from onestor_lib.agent.publish import is_temporary
 from onestor_lib.agent.transfer import digests_of
+from onestor_lib.frontend import bundle
 from tests.cluster import Cluster, Node, NodeProcess, wait_until
 from tests.oned.cloud import Cloud
 from tests.oned.mads import SSH_AUTH_SOCK
@@ -144,18 +145,22 @@ class Testbed:
         Of each of the changes, the first text becomes the second one. On the front-end at once;
         hosts get it with their next agent.
         """
-        path = f"{REMOTES}/onestor_lib/{file}"
+        path, made = (f"{REMOTES}/onestor_lib/{name}" for name in (file, bundle.PREBUILT))
         before, facts = self.frontend.read(path).decode(), self.frontend.path(path).stat()
+        made_before = self.frontend.read(made)
         after = before
         for old, new in changes:
             if before.count(old) != 1:
                 raise LookupError(f"{file} has changed: where is {old!r}?")
             after = after.replace(old, new)
         self.frontend.write(path, after)
+        # As install.sh does: each action would pack the agent's code anew otherwise.
+        self.frontend.write(made, bundle.prebuild(self.frontend.path(f"{REMOTES}/onestor_lib")))
         try:
             yield
         finally:
             self.frontend.write(path, before)
+            self.frontend.write(made, made_before)
             # With its old time it fits again to what was made of it at the installation.
             times = (facts.st_atime_ns, facts.st_mtime_ns)
             os.utime(self.frontend.path(path), ns=times)
