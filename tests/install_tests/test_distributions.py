@@ -10,7 +10,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -53,9 +52,8 @@ class Machine:
         (base / "os-release").write_text(self.release)
         others = base / "others"  # all programs of ours but for package managers
         others.mkdir(exist_ok=True)
-        for program in Path("/usr/bin").iterdir():
-            if program.name not in (*MANAGERS, *os.listdir(others)):
-                (others / program.name).symlink_to(program)
+        for name in {*os.listdir("/usr/bin")} - {*MANAGERS, *os.listdir(others)}:
+            (others / name).symlink_to(f"/usr/bin/{name}")
         (base / "tools").mkdir(exist_ok=True)
         for name in MANAGERS:
             (base / "tools" / name).unlink(missing_ok=True)
