@@ -45,7 +45,7 @@ def boot_sector() -> bytes:
             b"\x66\xa3" + _word(_REQUEST + 8),  # mov [request.sector], eax
             b"\xb8\x00\x43\x8a\x16" + _word(_DRIVE),  # mov ax, 0x4300; mov dl, [drive]
             b"\xbe" + _word(_REQUEST) + b"\xcd\x13",  # mov si, request; int 0x13: write
-            b"\xf4",  # hlt: until the timer ticks, 18 times a second
+            b"\xf4" * 3,  # hlt: each until the timer ticks, 18 times a second
         ]
     )
     code = begin + loop + b"\xeb" + struct.pack("b", -len(loop) - 2)

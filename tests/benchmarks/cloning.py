@@ -68,7 +68,7 @@ def cut_through(bed: Testbed) -> Iterator[Figure]:
 
 
 def concurrent_cold(bed: Testbed) -> Iterator[Figure]:
-    """12 clones of one cold image at once on 3 hosts, against a plain driver's.
+    """Nine clones of one cold image at once on 3 hosts, against a plain driver's.
 
     And what crosses the links for them, against one copy for each host, of which one is the
     replica that the others fetch from.
@@ -76,7 +76,7 @@ def concurrent_cold(bed: Testbed) -> Iterator[Figure]:
     bed.system.template["REPLICA_HOST"] = bed.hosts[2].name
     bed.cloud.save(bed.system)
     image = make_image(bed, TINY, f"{TINY}M")
-    clones = [Clone.of(bed, image, bed.hosts[number % 3]) for number in range(12)]
+    clones = [Clone.of(bed, image, bed.hosts[number % 3]) for number in range(9)]
     plain = [as_plain_driver(clone) for clone in clones]
 
     crossed = []
@@ -92,13 +92,13 @@ def concurrent_cold(bed: Testbed) -> Iterator[Figure]:
 
 def resume(bed: Testbed) -> Iterator[Figure]:
     """A fill that was broken off at 80 %, against a whole one; in MB that cross the link."""
-    clone = Clone.of(bed, make_image(bed, MEDIUM, f"{MEDIUM}M"), bed.hosts[0])
+    clone = Clone.of(bed, make_image(bed, SMALL, f"{SMALL}M"), bed.hosts[0])
     whole, again = [], []
     for _ in range(RUNS):
         clone.chill()
         whole.append(megabytes_to([clone.host], clone.run))
         clone.chill()
-        break_off(clone, 0.8 * MEDIUM * MB)
+        break_off(clone, 0.8 * SMALL * MB)
         again.append(megabytes_to([clone.host], clone.run))
     yield crossing("resume", again, "the whole fill", whole, limit=0.25)
 

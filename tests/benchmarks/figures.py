@@ -28,6 +28,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.measure import Figure, Yardstick, against, compare
 from tests.cluster import Node
+from tests.hypervisor import Kvm
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed, running_testbed
 
 PYTHON = "/usr/bin/python3"
@@ -114,12 +115,13 @@ def control(bed: Testbed) -> Iterator[Figure]:
 class Benchmark:
     """Figures, and the cluster that they need.
 
-    One that is ``alone`` leaves daemons on its hosts; the others follow each other on one cluster.
+    Those that need the same one follow each other on it; with ``libvirt`` that has a daemon on each
+    host.
     """
 
     figures: Callable[[Testbed], Iterator[Figure]]
     hosts: int = 3
-    alone: bool = False
+    libvirt: bool = False
 
 
 BENCHMARKS = {
@@ -144,24 +146,26 @@ BENCHMARKS = {
     "growth-data": Benchmark(growth.data),
     "growth-clones": Benchmark(growth.clones),
     "growth-monitor": Benchmark(monitoring.growth),
-    "snapshot-live": Benchmark(snapshots.snapshot_live, alone=True),
-    "recovery-pass": Benchmark(recovery.recovery_pass, alone=True),
+    "snapshot-live": Benchmark(snapshots.snapshot_live, libvirt=True),
+    "recovery-pass": Benchmark(recovery.recovery_pass, libvirt=True),
     "cache-warm": Benchmark(commands.cache_warm, hosts=8),
-    "doctor": Benchmark(commands.doctor, hosts=5, alone=True),
+    "doctor": Benchmark(commands.doctor, hosts=5, libvirt=True),
 }
 
 
 def measured(names: Iterable[str]) -> Iterator[Figure]:
     """The figures of these benchmarks, and at last the time that they have taken in all."""
 
-    def cluster(name: str) -> tuple[int, str]:
-        benchmark = BENCHMARKS[name]
-        return benchmark.hosts, name if benchmark.alone else ""
+    def cluster(name: str) -> tuple[int, bool]:
+        return BENCHMARKS[name].hosts, BENCHMARKS[name].libvirt
 
     taken: dict[str, float] = {}
     begin = time.perf_counter()
-    for (hosts, _), neighbours in itertools.groupby(names, cluster):
-        with running_testbed(hosts=hosts) as bed:
+    for (hosts, libvirt), neighbours in itertools.groupby(names, cluster):
+        # With sshd as it comes: yardsticks take what they take elsewhere.
+        with running_testbed(hosts=hosts, sshd_options={}) as bed:
+            if libvirt:
+                Kvm(bed.frontend, {node.name: node for node in bed.hosts}).start()
             for name in neighbours:
                 started = time.perf_counter()
                 yield from BENCHMARKS[name].figures(bed)

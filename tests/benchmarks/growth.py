@@ -11,7 +11,7 @@ from tests.testbed import Testbed
 
 VIRTUAL = ("64M", "1G", "10G", "100G")
 DATA = (16, 64)  # MB; cold-clone is the next point
-CLONES = (1, 4, 16, 64)
+CLONES = (1, 8, 64)
 
 
 def size(bed: Testbed) -> Iterator[Figure]:

@@ -25,7 +25,6 @@ def recovery_pass(bed: Testbed) -> Iterator[Figure]:
     bed.cloud.save(bed.system)
     hosts = bed.hosts[:2]
     kvm = Kvm(bed.frontend, {node.name: node for node in hosts})
-    kvm.start()
     replica = bed.hosts[2]
     with contextlib.ExitStack() as stack:
         clone = _running(bed, hosts[0], "20G")

@@ -33,7 +33,6 @@ def snapshot_live(bed: Testbed) -> Iterator[Figure]:
     """The same while the VM runs and writes."""
     host = bed.hosts[0]
     kvm = Kvm(bed.frontend, {host.name: host})
-    kvm.start()
     clone = written(bed)
     host.run(["sh", "-c", "cat > /var/tmp/boot"], input=guest.boot_sector())
     boot, ring = "write -s /var/tmp/boot 0 512", "write -z 1M 1M"

@@ -49,8 +49,6 @@ SSHD_OPTIONS = {
     "AllowAgentForwarding": "yes",
     "AcceptEnv": "LANG LC_*",
     "PrintMotd": "no",
-    # A tenth of a second of processor time at each connection of ssh(1), for nobody who listens.
-    "KexAlgorithms": "-sntrup761*",
     "Subsystem": "sftp /usr/lib/openssh/sftp-server",
 }
 

@@ -20,6 +20,7 @@ from tests.drivers.conftest import (
 from tests.oned import objects
 from tests.oned.life import Life
 from tests.oned.objects import Vm
+from tests.sampling import one_of
 from tests.testbed import AGENT, DATASTORES
 
 MB = 1 << 20
@@ -263,10 +264,7 @@ esac"""
 @pytest.mark.crash
 @pytest.mark.parametrize(
     ("word", "point"),
-    [
-        *(("flatten", point) for point in crashpoints.names("flatten")),
-        *(("thin", point) for point in crashpoints.names("thin")),
-    ],
+    one_of(2, [(word, point) for word in ("flatten", "thin") for point in crashpoints.names(word)]),
 )
 def test_a_crash_leaves_the_same_disk(desk: Desk, vm: Vm, word: str, point: str) -> None:
     node, disk = desk.node("host01"), desk.bed.disk_path(vm)

@@ -38,6 +38,7 @@ from tests.drivers.conftest import (
     ways,
 )
 from tests.oned.objects import Image
+from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
@@ -147,7 +148,8 @@ def too_small_here(bed: Testbed, host: Node, image: Image) -> Iterator[None]:
 HOST_TROUBLES = {"locked": locked, "unwritable": unwritable, "too small": too_small_here}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.fault
+@pytest.mark.parametrize("trouble", one_of(2, list(TROUBLES)))
 def test_A18_B6_a_replica_in_trouble_costs_one_warning(bed: Testbed, trouble: str) -> None:
     state, word = TROUBLES[trouble]
     configure_system(bed, REPLICA_HOST="host03")
@@ -197,8 +199,14 @@ def test_A18_the_next_replica_of_the_list(bed: Testbed) -> None:
 # The host's own cache in trouble
 
 
-@pytest.mark.parametrize(("source", "replica"), [(QCOW2, ""), (BIG, "host03")])
-@pytest.mark.parametrize("trouble", HOST_TROUBLES)
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("source", "replica", "trouble"),
+    one_of(
+        2,
+        [(*way, trouble) for trouble in HOST_TROUBLES for way in ((QCOW2, ""), (BIG, "host03"))],
+    ),
+)
 def test_A18_A24_B6_a_cache_of_the_host_in_trouble_costs_one_warning(
     bed: Testbed, trouble: str, source: str, replica: str
 ) -> None:

@@ -171,7 +171,7 @@ def test_C3_A6_clone_with_all_steps_after_a_crash(bed: Testbed, point: str) -> N
     assert [host.read(f"{DATASTORES}/{name}") for name in unknown] == [b"somebody's only copy"]
 
 
-@pytest.mark.parametrize("point", crashpoints.names("eviction"))
+@pytest.mark.parametrize("point", one_of(2, crashpoints.names("eviction")))
 def test_B13_clone_that_evicts_after_a_crash(bed: Testbed, point: str) -> None:
     """What the kill has left of the old entry is a hit or a miss, and goes with the repeat."""
     bed.system.template["HOST_CACHE_MAX_SIZE_MB"] = "6"

@@ -80,20 +80,17 @@ class TestVolatile:
         assert bed.oned.transfer_mad.run_line(line).success  # the VM runs: nobody's retry
         assert any("is not known: now in" in said for said in warnings(bed))
 
-    @pytest.mark.parametrize(
-        ("line", "expected"),
-        [
-            ("MKIMAGE onestor x raw {place} {vm} 102", "the size is 'x'"),
-            ("MKIMAGE onestor 4 vmdk {place} {vm} 102", "not raw, qcow2 or swap"),
-            ("MKSWAP onestor 4 {place} {vm}", "got 3 words"),
-            ("MKSWAP onestor 4 host01:/etc/passwd {vm} 102", "not in the directory of VM"),
-        ],
-    )
-    def test_wrong_words(self, bed: Testbed, line: str, expected: str) -> None:
+    def test_wrong_words(self, bed: Testbed) -> None:
         vm = start(bed, bed.cloud.volatile_disk(4))
         place = f"host01:{bed.disk_path(vm)}"
-        reply = bed.oned.transfer_mad.run_line(line.format(place=place, vm=vm.id))
-        assert not reply.success and expected in reply.error
+        for line, expected in (
+            (f"MKIMAGE onestor x raw {place} {vm.id} 102", "the size is 'x'"),
+            (f"MKIMAGE onestor 4 vmdk {place} {vm.id} 102", "not raw, qcow2 or swap"),
+            (f"MKSWAP onestor 4 {place} {vm.id}", "got 3 words"),
+            (f"MKSWAP onestor 4 host01:/etc/passwd {vm.id} 102", "not in the directory of VM"),
+        ):
+            reply = bed.oned.transfer_mad.run_line(line)
+            assert not reply.success and expected in reply.error, line
 
     def test_C2_a_mkfs_that_fails(self, bed: Testbed) -> None:
         vm = bed.cloud.add_vm(disks=[bed.cloud.volatile_disk(16, FS="ext4")])
@@ -176,32 +173,28 @@ class TestContext:
         old.close()
         assert not warnings(bed)
 
-    @pytest.mark.parametrize(
-        ("files", "expected"),
-        [
-            ("/var/lib/one/datastores/103/nothing:'x'", "no such file"),
-            ("/var/lib/one/datastores/103/one:'../up'", "is no name of a file"),
-            ("/var/tmp/other/context.sh", "is called context.sh too"),
-            ("../context.sh", "is no absolute path"),
-            # A file of a file datastore whose owner has called it x' /var/lib/...:'y
-            ("{one}:'x' /var/lib/one/.one/one_auth:'y'", "no file of this VM's context"),
-            ("{one}:'x' /var/lib/one/.one/one_auth", "no file of this VM's context"),
-            ("{one}:'x' /var/lib/one/datastores/101/{hex}:'y'", "no file of this VM's context"),
-            ("{one}:'x' /var/lib/one/datastores/999/{hex}:'y'", "datastore 999"),
-        ],
-    )
-    def test_files_that_cannot_be(self, bed: Testbed, files: str, expected: str) -> None:
+    def test_files_that_cannot_be(self, bed: Testbed) -> None:
         vm = start(bed, bed.cloud.volatile_disk(1), context={"A": "1"})
         path = f"{DATASTORES}/102/{vm.id}/disk.{vm.context['DISK_ID']}"
         script, one = f"/var/lib/one/vms/{vm.id}/context.sh", f"{DATASTORES}/103/{'1' * 32}"
         bed.frontend.write(script, "A='2'\n")
         bed.frontend.write(one, "content of one")
         before = digest(bed.hosts[0], path)
-        files = files.format(one=one, hex="1" * 32)
-        line = f"CONTEXT onestor {script} {files} host01:{path} {vm.id} 102"
-        reply = bed.oned.vmm.run_line(line)
-        assert not reply.success and expected in reply.error
-        assert digest(bed.hosts[0], path) == before
+        for files, expected in (
+            ("/var/lib/one/datastores/103/nothing:'x'", "no such file"),
+            ("/var/lib/one/datastores/103/one:'../up'", "is no name of a file"),
+            ("/var/tmp/other/context.sh", "is called context.sh too"),
+            ("../context.sh", "is no absolute path"),
+            # A file of a file datastore whose owner has called it x' /var/lib/...:'y
+            (f"{one}:'x' /var/lib/one/.one/one_auth:'y'", "no file of this VM's context"),
+            (f"{one}:'x' /var/lib/one/.one/one_auth", "no file of this VM's context"),
+            (f"{one}:'x' {DATASTORES}/101/{'1' * 32}:'y'", "no file of this VM's context"),
+            (f"{one}:'x' {DATASTORES}/999/{'1' * 32}:'y'", "datastore 999"),
+        ):
+            line = f"CONTEXT onestor {script} {files} host01:{path} {vm.id} 102"
+            reply = bed.oned.vmm.run_line(line)
+            assert not reply.success and expected in reply.error, files
+            assert digest(bed.hosts[0], path) == before
 
 
 class TestResize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,7 @@ from tests.drivers.conftest import (
     lock_held,
     start_clone,
 )
+from tests.sampling import one_of
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
 
 pytestmark = pytest.mark.cluster
@@ -142,8 +144,11 @@ def test_a_way_that_leads_nowhere_is_one_line(bed: Testbed) -> None:
         assert "host01" in refusal(bed)
 
 
-@pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
-@pytest.mark.parametrize("passphrase", ["", "secret"])
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("kind", "passphrase"),
+    one_of(2, list(itertools.product(["rsa", "ecdsa", "ed25519"], ["", "secret"]))),
+)
 def test_other_keys_beside_the_right_one(bed: Testbed, kind: str, passphrase: str) -> None:
     """A key nobody accepts, or one that is encrypted, must not stand in the way of the agent."""
     frontend = bed.frontend

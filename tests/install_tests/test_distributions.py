@@ -6,10 +6,15 @@ a mount namespace, for which root is needed.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +44,17 @@ MANAGERS = ("apt-get", "dnf", "yum")
 LIBRARIES = "python3-lxml python3-paramiko python3-click"
 
 
+@functools.cache
+def programs() -> Path:
+    """A directory with all programs of ours but for package managers."""
+    directory = Path(tempfile.mkdtemp(prefix="onestor-programs-"))
+    atexit.register(shutil.rmtree, directory)
+    directory.chmod(0o755)
+    for name in {*os.listdir("/usr/bin")} - {*MANAGERS}:
+        (directory / name).symlink_to(f"/usr/bin/{name}")
+    return directory
+
+
 @dataclass
 class Machine:
     """The front-end on a machine of another distribution."""
@@ -50,10 +66,6 @@ class Machine:
     def run(self, *args: str, status: int = 0) -> str:
         base = self.front_end.base
         (base / "os-release").write_text(self.release)
-        others = base / "others"  # all programs of ours but for package managers
-        others.mkdir(exist_ok=True)
-        for name in {*os.listdir("/usr/bin")} - {*MANAGERS, *os.listdir(others)}:
-            (others / name).symlink_to(f"/usr/bin/{name}")
         (base / "tools").mkdir(exist_ok=True)
         for name in MANAGERS:
             (base / "tools" / name).unlink(missing_ok=True)
@@ -77,7 +89,7 @@ class Machine:
             timeout=120,
             env={
                 **os.environ,
-                "PATH": f"{base}/tools:{others}",
+                "PATH": f"{base}/tools:{programs()}",
                 "ONESTOR_PATH": f"{base}/bin",
             },
         )

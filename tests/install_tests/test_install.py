@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.install_tests.conftest import PYTHON, ROOT, SCRIPT, USER, FrontEnd, in_both_trees, script
+from tests.sampling import one_of
 
 CLONE = "tm/onestor/clone"
 MONITOR = "tm/onestor/monitor_ds"
@@ -658,7 +659,8 @@ def fault_snapshots(site: FrontEnd) -> str:
 FAULTS = [value for name, value in sorted(globals().items()) if name.startswith("fault_")]
 
 
-@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+@pytest.mark.fault
+@pytest.mark.parametrize("plant", one_of(2, FAULTS), ids=lambda plant: plant.__name__)
 def test_check_finds_a_planted_fault(installed: FrontEnd, plant: object) -> None:
     assert callable(plant)
     expected = plant(installed)

@@ -29,6 +29,7 @@ from tests.life.recovering import (
 )
 from tests.oned import objects, transfer
 from tests.oned.objects import PROLOG_MIGRATE_UNKNOWN, Vm
+from tests.sampling import one_of
 from tests.testbed import DATASTORES
 
 
@@ -451,7 +452,8 @@ def test_G22_a_copy_from_before_the_disk_has_grown(world: World, vm: Vm, replica
     assert (info["virtual-size"], info["backing-filename"]) == (72 << 20, "disk.0.base")
 
 
-@pytest.mark.parametrize("damage", ["", "rotten", "cut short", "gone"])
+@pytest.mark.fault
+@pytest.mark.parametrize("damage", one_of(2, ["", "rotten", "cut short", "gone"]))
 def test_a_base_that_the_cache_has_not_is_brought(
     world: World, vm: Vm, replica: Node, damage: str
 ) -> None:

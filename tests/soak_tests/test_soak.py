@@ -40,7 +40,7 @@ def world(running: World) -> World:
 
 def test_a_short_soak(world: World) -> None:
     """Of most kinds; what can come depends on what a fault has broken."""
-    report = Soak(world, 1, even=True).run(75)
+    report = Soak(world, 1, even=True).run(50)
     assert len(report.steps) > len(KINDS) * 3 / 4
     assert 0 < report.effects <= report.faults
     assert world.bed.crashed_at()
