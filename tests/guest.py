@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.cluster import Node
 
 SECTOR = 512
-FIRST, RING = 2048, 256  # sectors
+FIRST, RING = 2048, 256  # sectors; the first one is a multiple of the other
 _ORIGIN = 0x7C00  # where the firmware loads the sector and starts
 _DRIVE, _COUNTER, _REQUEST = 0x7D00, 0x7D04, 0x7D10  # addresses in the sector
 _BUFFER = 0x8000
@@ -45,7 +45,8 @@ def boot_sector() -> bytes:
             b"\x66\xa3" + _word(_REQUEST + 8),  # mov [request.sector], eax
             b"\xb8\x00\x43\x8a\x16" + _word(_DRIVE),  # mov ax, 0x4300; mov dl, [drive]
             b"\xbe" + _word(_REQUEST) + b"\xcd\x13",  # mov si, request; int 0x13: write
-            b"\xf4" * 3,  # hlt: each until the timer ticks, 18 times a second
+            # hlt: until the timer ticks, 18 times a second. Three, for writes are what it costs.
+            b"\xf4" * 3,
         ]
     )
     code = begin + loop + b"\xeb" + struct.pack("b", -len(loop) - 2)

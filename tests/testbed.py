@@ -143,11 +143,14 @@ class Testbed:
         self.frontend.write(f"{REMOTES}/etc/{file}", source + text)
 
     @contextlib.contextmanager
-    def changed_source(self, file: str, *changes: tuple[str, str]) -> Iterator[None]:
+    def changed_source(
+        self, file: str, *changes: tuple[str, str], prepare: bool = False
+    ) -> Iterator[None]:
         """What is installed of ``file`` of onestor_lib is changed for the block.
 
         Of each of the changes, the first text becomes the second one. On the front-end at once;
-        hosts get it with their next agent.
+        hosts get it with their next agent. To ``prepare`` its code as install.sh does pays from
+        two actions on, as each would do it for itself otherwise.
         """
         path, made = (f"{REMOTES}/onestor_lib/{name}" for name in (file, bundle.PREBUILT))
         before, facts = self.frontend.read(path).decode(), self.frontend.path(path).stat()
@@ -157,10 +160,11 @@ class Testbed:
             if before.count(old) != 1:
                 raise LookupError(f"{file} has changed: where is {old!r}?")
             after = after.replace(old, new)
-        self.frontend.write(path, after)
-        # As install.sh does: each action would pack the agent's code anew otherwise.
-        self.frontend.write(made, bundle.prebuild(self.frontend.path(f"{REMOTES}/onestor_lib")))
         try:
+            self.frontend.write(path, after)
+            if prepare:
+                library = self.frontend.path(f"{REMOTES}/onestor_lib")
+                self.frontend.write(made, bundle.prebuild(library))
             yield
         finally:
             self.frontend.write(path, before)

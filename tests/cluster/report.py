@@ -40,5 +40,9 @@ def receive(report: socket.socket, timeout: float) -> ProcessHandle:
     report.settimeout(timeout)
     message, fds, _, _ = socket.recv_fds(report, 1 << 16, 1)
     if message == READY:
-        return ProcessHandle(fds[0])
+        try:
+            return ProcessHandle(fds[0])
+        except ProcessLookupError:
+            os.close(fds[0])
+            raise StartError("ended as soon as it was ready") from None
     raise StartError(message.decode() or "ended before it was ready")

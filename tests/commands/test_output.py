@@ -1,4 +1,4 @@
-"""How the commands look: at terminals of 80 and 120 columns, piped, and without colours.
+"""How the commands look: at terminals of 80 and 120 columns, and piped.
 
 What they should show lies in ``screens/``; with UPDATE_SCREENS in the environment it is written
 anew, to be read before it is committed.

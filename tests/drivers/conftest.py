@@ -33,7 +33,7 @@ MEDIUM, MEDIUM_QCOW2 = f"{SOURCES}/medium.img", f"{SOURCES}/medium.qcow2"
 
 
 def points(action: str, elsewhere: str) -> list[str]:
-    """Where to kill an action that passes much of what another one, killed everywhere, does.
+    """Where to kill an action that passes much of what another one does, killed more often.
 
     At one of four of the points that are its own, and at one of eight of the others: in a life of
     every action (test_every_action.py) it dies at some of them, too.

@@ -153,7 +153,7 @@ def lives_on(bed: Testbed, life: Callable[[], Steps]) -> Iterator[Lives]:
     """Starts are counted and crash points noted on all machines for the time of the block."""
     reach = "    if name != _chosen:\n"
     note = f'    with open("{_PASSED}", "a") as file:\n        file.write(f"{{name}}\\n")\n'
-    noting = bed.changed_source("agent/crashpoints.py", (reach, note + reach))
+    noting = bed.changed_source("agent/crashpoints.py", (reach, note + reach), prepare=True)
     with noting, counted_starts(bed) as starts:
         yield Lives(bed, starts, life)
 

@@ -115,7 +115,7 @@ def test_cancel_finds_the_program(bed: Testbed, vm: Vm) -> None:
 
 def test_restore_leaves_no_base_behind(bed: Testbed, vm: Vm) -> None:
     """The script puts plain files in place of our overlays."""
-    assert bed.oned.instantiate(vm, "host01", bed.system).success
+    assert bed.oned.retry_prolog(vm).success
     bed.cloud.set_state(vm, objects.POWEROFF)
     host, disk = bed.hosts[0], bed.disk_path(vm)
     restored = f"scp -q -oControlMaster=no {QCOW2} host01:{disk}"

@@ -95,7 +95,7 @@ def test_A1_A4_C10_parallel_cold_clones(bed: Testbed, large: str) -> None:
     image = bed.image(large)
     before = {node.name: node.bytes_received() for node in bed.hosts}
     sent = bed.frontend.bytes_sent()
-    bed.hosts[2].limit_rate(200)
+    bed.hosts[2].limit_rate(200)  # so that all of them ask while it comes
     running = [start_clone(bed, image, bed.hosts[number % 3]) for number in range(20)]
     for each in running:
         reply = each.wait()

@@ -148,7 +148,6 @@ def too_small_here(bed: Testbed, host: Node, image: Image) -> Iterator[None]:
 HOST_TROUBLES = {"locked": locked, "unwritable": unwritable, "too small": too_small_here}
 
 
-@pytest.mark.fault
 @pytest.mark.parametrize("trouble", one_of(2, list(TROUBLES)))
 def test_A18_B6_a_replica_in_trouble_costs_one_warning(bed: Testbed, trouble: str) -> None:
     state, word = TROUBLES[trouble]
@@ -199,7 +198,6 @@ def test_A18_the_next_replica_of_the_list(bed: Testbed) -> None:
 # The host's own cache in trouble
 
 
-@pytest.mark.fault
 @pytest.mark.parametrize(
     ("source", "replica", "trouble"),
     one_of(

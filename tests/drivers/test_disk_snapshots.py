@@ -24,7 +24,6 @@ from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import Image, Vm
 from tests.oned.reply import Reply
-from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = pytest.mark.cluster
@@ -200,7 +199,8 @@ def recovered(bed: Testbed, point: str) -> None:
     bed.environment()
 
 
-@pytest.mark.parametrize("point", one_of(2, crashpoints.names("tm.snap_create")))
+@pytest.mark.crash
+@pytest.mark.parametrize("point", crashpoints.names("tm.snap_create"))
 def test_F3_snap_create_after_a_crash(bed: Testbed, life: Life, point: str) -> None:
     vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
     host, disk, template = bed.hosts[0], bed.disk_path(vm), vm.disks[0]
@@ -221,6 +221,7 @@ def test_F3_snap_create_after_a_crash(bed: Testbed, life: Life, point: str) -> N
     assert unfinished(bed) == []
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("point", points("tm.snap_revert", "tm.clone"))
 def test_F7_snap_revert_after_a_crash(bed: Testbed, life: Life, point: str) -> None:
     vm = powered_off(bed, bed.image(MEDIUM_QCOW2))

@@ -36,7 +36,6 @@ from tests.drivers.conftest import (
     ways,
 )
 from tests.oned.objects import Datastore, Image
-from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = pytest.mark.cluster
@@ -211,8 +210,7 @@ def test_B6_an_image_larger_than_the_cache_evicts_nothing(bed: Testbed) -> None:
     assert "the limit is 6 MB" in warning
 
 
-@pytest.mark.fault
-@pytest.mark.parametrize("where", one_of(2, ["host01", "host03"]))
+@pytest.mark.parametrize("where", ["host01", "host03"])
 def test_B7_a_share_of_the_file_system(bed: Testbed, where: str) -> None:
     prefix = "HOST_CACHE" if where == "host01" else "REPLICA"
     configure_system(bed, **{"REPLICA_HOST": "host03", f"{prefix}_MAX_USED_PERC": "50"})
@@ -269,8 +267,7 @@ def test_B9_a_hit_evicts_nothing(bed: Testbed) -> None:
     assert warnings(bed) == []
 
 
-@pytest.mark.fault
-@pytest.mark.parametrize("where", one_of(2, ["host01", "host03"]))
+@pytest.mark.parametrize("where", ["host01", "host03"])
 def test_B10_two_fills_at_once_do_not_count_on_the_same_room(bed: Testbed, where: str) -> None:
     prefix = "HOST_CACHE" if where == "host01" else "REPLICA"
     replica = "host03" if where == "host03" else ""

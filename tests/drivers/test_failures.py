@@ -27,7 +27,7 @@ from tests.oned import objects
 from tests.oned.mads import PATH
 from tests.oned.oned import RequestFailed
 from tests.oned.reply import Reply
-from tests.sampling import EVERYWHERE
+from tests.sampling import sample
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
@@ -476,7 +476,7 @@ def test_failures_are_in_onestors_own_log(bed: Testbed) -> None:
     assert f"ERROR clone: {reply.error}" in bed.frontend.read(LOG).decode()
 
 
-@pytest.mark.parametrize("seed", range(12 if EVERYWHERE else 3))
+@pytest.mark.parametrize("seed", sample(range(12), 3))
 def test_K15_sigterm_at_a_random_moment(bed: Testbed, seed: int) -> None:
     """Any action, ended anywhere: nothing half-done stays, and the repeat succeeds."""
     chance = random.Random(seed)

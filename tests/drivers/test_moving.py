@@ -56,17 +56,20 @@ def tree(node: Node, directory: str) -> dict[str, tuple[str, int, str]]:
 
 @pytest.fixture
 def vm(bed: Testbed) -> Iterator[Vm]:
-    """A VM on host01 that is powered off: a thin disk with snapshots, a raw one, an empty one, and
-    what else lies in such a directory."""
+    """A VM on host01 that is powered off: a thin disk with snapshots, a persistent raw one, an
+    empty one, and what else lies in such a directory."""
     vm = bed.vm(bed.image(MEDIUM_QCOW2))
     reply = bed.oned.instantiate(vm, "host01", bed.system)
     assert reply.success, reply.error
     host, directory = bed.hosts[0], directory_of(bed, vm)
-    for number, content in ((1, bed.frontend.read(MEDIUM)), (2, bytes(4 << 20))):
-        disk = bed.cloud.volatile_disk(len(content) >> 20)
+    kept = bed.cloud.image_disk(bed.image(MEDIUM, persistent=True))
+    for disk, content in (
+        (kept, bed.frontend.read(MEDIUM)),
+        (bed.cloud.volatile_disk(4), bytes(4 << 20)),
+    ):
         bed.cloud.add_disk(vm, disk)
         bed.cloud.settle(disk, bed.system)
-        host.write(f"{directory}/disk.{number}", content)
+        host.write(f"{directory}/disk.{disk.id}", content, mode=0o660)
     argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", f"{directory}/disk.0"]
     host.run(argv)
     host.run(["mkdir", f"{directory}/disk.0.snap"])

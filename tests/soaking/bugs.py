@@ -64,4 +64,4 @@ BUGS = {
 def seeded(bed: Testbed, name: str) -> contextlib.AbstractContextManager[None]:
     """Have a bug in what is installed on the front-end; hosts get it with their next agent."""
     bug = BUGS[name]
-    return bed.changed_source(bug.file, (bug.right, bug.wrong))
+    return bed.changed_source(bug.file, (bug.right, bug.wrong), prepare=True)
