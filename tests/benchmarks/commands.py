@@ -8,7 +8,7 @@ from tests.benchmarks.cloning import make_image, slow_links
 from tests.benchmarks.measure import Figure, Yardstick, against, within
 from tests.testbed import AGENT, Testbed
 
-_LINK, _SIZE = 100, 32  # Mbit/s of each machine's link, MB of the image
+_LINK, _SIZE = 100, 24  # Mbit/s of each machine's link, MB of the image
 
 
 def cache_warm(bed: Testbed) -> Iterator[Figure]:
