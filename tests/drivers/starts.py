@@ -93,8 +93,8 @@ def counted_starts(bed: Testbed) -> Iterator[Starts]:
 
 
 def _plant(node: Node, is_frontend: bool) -> Iterator[Path]:
-    # The interpreter of the entry scripts is not ours to start either.
-    others = _NOT_OURS | ({"python3"} if is_frontend else set())
+    # Neither are the interpreter of the entry scripts and the command started by us.
+    others = _NOT_OURS | ({"python3", "onestor"} if is_frontend else set())
     for directory in _PROGRAMS:
         for entry in os.scandir(node.path(directory)):
             link = node.path(f"{_BEFORE}/{entry.name}")
