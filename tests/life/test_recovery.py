@@ -9,6 +9,7 @@ import pytest
 from onestor_lib.agent import crashpoints
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, warnings
+from tests.drivers.starts import PLANTED, counted_starts
 from tests.life.conftest import SOURCES, World
 from tests.life.recovering import (
     ROOT,
@@ -26,7 +27,7 @@ from tests.life.recovering import (
 )
 from tests.oned import objects
 from tests.oned.objects import Vm
-from tests.sampling import one_of
+from tests.sampling import one_of, sample
 from tests.testbed import STATE as ONED
 
 MB = 1 << 20
@@ -271,6 +272,30 @@ def test_G10_G19_a_pass_that_is_killed_leaves_a_whole_copy(
     assert set(world.bed.crashed_at()) == {point}
     kept = [world.count(replica, copy) for copy in copies(world, vm)]
     assert kept and all(count.is_one_moment and count.highest >= first for count in kept)
+    assert "1 copied" in run(world)
+    assert moment(world, vm) > first
+    assert_nothing_is_left(world)
+
+
+@pytest.mark.fault
+def test_G10_G19_a_pass_whose_programs_fail_leaves_a_whole_copy(
+    world: World, vm: Vm, replica: Node
+) -> None:
+    """Each program that it starts, on any machine."""
+    run(world)
+    first = moment(world, vm)
+    with counted_starts(world.bed) as starts:
+        with starts.counting():
+            assert "1 copied" in run(world)
+        for number in sample(range(1, len(starts) + 1), 4):
+            world.kvm.guest_at_work(vm, "host01")
+            with starts.counting(fail=number):
+                said = run(world)
+                world.bed.assert_at_rest()
+            culprit = starts[number]
+            assert "1 copied" in said or PLANTED in said or culprit.split()[1] in said, culprit
+            kept = [world.count(replica, copy) for copy in copies(world, vm)]
+            assert kept and all(each.is_one_moment and each.highest >= first for each in kept)
     assert "1 copied" in run(world)
     assert moment(world, vm) > first
     assert_nothing_is_left(world)
