@@ -13,7 +13,7 @@ from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
 from tests.cluster import Node, wait_until
 from tests.drivers.conftest import entry_of, transfers_in
-from tests.soaking.model import MB, Violation, VmModel
+from tests.soaking.model import MB, SET_ASIDE, Violation, VmModel
 from tests.soaking.world import (
     COPIES,
     HOST_CACHE_MB,
@@ -109,6 +109,9 @@ def _check_directories(world: World, node: Node, vms: list[VmModel]) -> None:
         for disk in vm.disks:
             path = f"{world.path(vm, disk)}"
             files = [path, *(f"{path}.snap/{number}" for number in {*disk.snapshots, *disk.lost})]
+            if SET_ASIDE in disk.lost:
+                there = _names(node.path(f"{path}.snap"))
+                files += [f"{path}.snap/{each}" for each in there if each.endswith(".unknown")]
             if disk.snapshots or disk.lost:
                 allowed.add(f"disk.{disk.number}.snap")
             if f"disk.{disk.number}.base" in found and any(_lies_on(node, file) for file in files):

@@ -19,7 +19,7 @@ from tests.soaking.kinds import (
     share_replica,
     step,
 )
-from tests.soaking.model import MB, DiskModel, Violation, VmModel, padded
+from tests.soaking.model import MB, SET_ASIDE, DiskModel, Violation, VmModel, padded
 from tests.soaking.plan import NotNow, Plan, Work
 from tests.soaking.world import PATTERNS, REPLICA, pattern_file
 
@@ -122,7 +122,9 @@ def snapshot(plan: Plan) -> tuple[str, Work]:
         found = plan.world.check_file(plan.world.place(vm), path, disk.format, *moments)
         plan.world.amid += found != disk.now
         disk.snapshots[newest] = found
-        disk.lost.discard(newest)  # what a try before has left there was replaced
+        if newest in disk.lost:  # it is known now, and what a try before has left lies beside it
+            disk.lost.remove(newest)
+            disk.lost.add(SET_ASIDE)
         plan.world.check_disk_with_snapshots(vm, disk)
 
     how = f", running{', the guest writes' * bool(writes)}" * vm.runs

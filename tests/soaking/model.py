@@ -14,6 +14,9 @@ class Violation(AssertionError):
     """The cloud is not as the model says."""
 
 
+SET_ASIDE = -1  # among lost snapshots: a file that has no number any more
+
+
 @dataclass
 class ImageModel:
     """An image; `born` is the number of the step that made it.
@@ -46,7 +49,7 @@ class DiskModel:
     now: bytes
     snapshots: dict[int, bytes] = field(default_factory=dict)
     # Snapshots whose action died when they had their name: oned does not know of them, and begins
-    # to count anew. What lies under a number that is used again is kept beside it.
+    # to count anew. What lies under a number that is used again is kept beside it: SET_ASIDE.
     lost: set[int] = field(default_factory=set)
     copied: bytes | None = None  # what its youngest recovery copy holds
     earlier: list[bytes] = field(default_factory=list)  # contents since the last look at copies
