@@ -270,11 +270,14 @@ def nobody_runs_the_passes(desk: Desk) -> Iterator[None]:
 
 def rounds() -> list[list[str]]:
     """All faults, several at a time: no two of a round speak of the same place."""
+
+    def places(*names: str) -> set[str]:
+        return {place for name in names for _, place, _ in FAULTS[name][1]}
+
     found: list[list[str]] = []
-    for name, (_, wanted) in FAULTS.items():
-        places = {place for _, place, _ in wanted}
+    for name in FAULTS:
         for each in found:
-            if not any(place in places for one in each for _, place, _ in FAULTS[one][1]):
+            if not places(*each) & places(name):
                 each.append(name)
                 break
         else:

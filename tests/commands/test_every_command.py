@@ -6,7 +6,8 @@ does its work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import click
@@ -22,9 +23,10 @@ from tests.drivers.conftest import (
     entry_of,
     unfinished,
 )
+from tests.drivers.lives import one_each
 from tests.drivers.starts import PLANTED, Starts, counted_starts
 from tests.oned.objects import Image, Vm
-from tests.sampling import EVERYWHERE, SEED
+from tests.sampling import EVERYWHERE
 from tests.testbed import AGENT, Testbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
@@ -58,7 +60,7 @@ def starts(running_desk: Desk) -> Iterator[Starts]:
 @pytest.fixture(scope="module")
 def counted(running_desk: Desk, starts: Starts) -> dict[str, int]:
     """How many starts each command makes when nothing goes wrong."""
-    return live(running_desk, starts, lambda _: 0)
+    return live(running_desk, starts, itertools.repeat(0))
 
 
 def life(bed: Testbed, vm: Vm, image: Image) -> list[Step]:
@@ -90,8 +92,8 @@ def prepared(desk: Desk) -> tuple[Vm, Image]:
     return vm, image
 
 
-def live(desk: Desk, starts: Starts, faults: Callable[[str], int]) -> dict[str, int]:
-    """One life, in which of each command the start with the number ``faults`` says fails.
+def live(desk: Desk, starts: Starts, faults: Iterable[int]) -> dict[str, int]:
+    """One life, in which of each command the start with the number in ``faults`` fails.
 
     How many starts each command made at its first try.
     """
@@ -100,9 +102,8 @@ def live(desk: Desk, starts: Starts, faults: Callable[[str], int]) -> dict[str, 
     disk, host = bed.disk_path(vm), bed.hosts[0]
     before, original = content(host, disk, "qcow2"), digest(bed.frontend, entry_of(image))
     counted = {}
-    for step in life(bed, vm, image):
+    for step, fault in zip(life(bed, vm, image), faults):
         argv = ["onestor", *step.command.split(), *step.words]
-        fault = faults(step.command)
         with starts.counting(fail=fault):
             done = bed.frontend.run(argv, env=AGENT, check=False, timeout=120)
             bed.assert_at_rest()
@@ -140,12 +141,11 @@ def commands(group: click.Group, before: str = "") -> Iterator[str]:
 
 def test_some_starts_that_fail(desk: Desk, starts: Starts, counted: dict[str, int]) -> None:
     """One of each command, another one with another FAULTS_SEED."""
-    places = {command: place for place, command in enumerate(counted)}
-    live(desk, starts, lambda name: (SEED + places[name]) % counted[name] + 1)
+    live(desk, starts, one_each((range(1, number + 1) for number in counted.values()), 0))
 
 
 @pytest.mark.skipif(not EVERYWHERE, reason="FAULTS_EVERYWHERE is not set")
 def test_every_start_that_fails(desk: Desk, starts: Starts, counted: dict[str, int]) -> None:
     """The first of each command, the second, and so on."""
     for number in range(1, max(counted.values()) + 1):
-        live(desk, starts, dict.fromkeys(counted, number).__getitem__)
+        live(desk, starts, itertools.repeat(number))

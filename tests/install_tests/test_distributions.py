@@ -6,10 +6,7 @@ a mount namespace, for which root is needed.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -42,17 +39,6 @@ SUSE = 'ID="opensuse-leap"\nID_LIKE="suse opensuse"\nVERSION_ID="15.6"\n'
 
 MANAGERS = ("apt-get", "dnf", "yum")
 LIBRARIES = "python3-lxml python3-paramiko python3-click"
-
-
-@functools.cache
-def programs() -> Path:
-    """A directory with all programs of ours but for package managers."""
-    directory = Path(tempfile.mkdtemp(prefix="onestor-programs-"))
-    atexit.register(shutil.rmtree, directory)
-    directory.chmod(0o755)
-    for name in {*os.listdir("/usr/bin")} - {*MANAGERS}:
-        (directory / name).symlink_to(f"/usr/bin/{name}")
-    return directory
 
 
 @dataclass
@@ -89,7 +75,7 @@ class Machine:
             timeout=120,
             env={
                 **os.environ,
-                "PATH": f"{base}/tools:{programs()}",
+                "PATH": f"{base}/tools:{base}/others",
                 "ONESTOR_PATH": f"{base}/bin",
             },
         )
@@ -100,10 +86,22 @@ class Machine:
         return (self.front_end.base / "manager.log").read_text().splitlines()
 
 
+@pytest.fixture(scope="module")
+def others() -> Iterator[Path]:
+    """All programs of ours but for package managers."""
+    with tempfile.TemporaryDirectory(prefix="onestor-programs-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for program in {*os.listdir("/usr/bin")} - {*MANAGERS}:
+            (directory / program).symlink_to(f"/usr/bin/{program}")
+        yield directory
+
+
 @pytest.fixture
-def front_end() -> Iterator[FrontEnd]:
+def front_end(others: Path) -> Iterator[FrontEnd]:
     """What is installed makes no difference here."""
     with new_front_end(small_tree) as site:
+        (site.base / "others").symlink_to(others)
         yield site
 
 
