@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.sampling import EVERYWHERE, SEED
 
 # No worker shall begin with a file that takes minutes when the others are about to end.
 _FIRST = ("life", "soak_tests", "drivers", "commands", "docs_tests", "install_tests")
+
+# What a process has compiled of the tests, asserts and all, the others use: it takes a worker twice
+# as long as everything else that it does before its first test. Never beside the sources, though.
+sys.pycache_prefix = str(Path(__file__).parents[1] / ".venv/pycache")
+sys.dont_write_bytecode = False
 
 
 def pytest_report_header() -> str:

@@ -24,6 +24,7 @@ from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import Image, Vm
 from tests.oned.reply import Reply
+from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = pytest.mark.cluster
@@ -58,7 +59,7 @@ def names(node: Node, disk: str) -> set[str]:
     return set(node.run(["find", f"{disk}.snap", "-printf", "%P\n"], check=False).stdout.split())
 
 
-@pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
+@pytest.mark.parametrize("source", one_of(2, [MEDIUM_QCOW2, MEDIUM]))
 def test_F9_what_was_written_after_a_revert_goes_back_to_the_image(
     bed: Testbed, life: Life, source: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -26,6 +27,7 @@ from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import READY, Image, Vm
 from tests.oned.reply import Reply
+from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 
 pytestmark = pytest.mark.cluster
@@ -61,7 +63,7 @@ def image_files(bed: Testbed, image: Image, node: Node | None = None) -> set[str
     return {found for found in files if name in found and not found.endswith(".returned")}
 
 
-@pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
+@pytest.mark.parametrize("source", one_of(2, [MEDIUM, MEDIUM_QCOW2]))
 def test_E6_L6_a_persistent_disk_goes_back_with_its_snapshots(bed: Testbed, source: str) -> None:
     image = bed.image(source, persistent=True)
     image_format, host = image.format, bed.hosts[0]
@@ -348,8 +350,10 @@ def test_E4_E5_A13_mvds_after_a_crash(bed: Testbed, point: str) -> None:
     bed.assert_at_rest()
 
 
-@pytest.mark.parametrize("source", [MEDIUM, MEDIUM_QCOW2])
-@pytest.mark.parametrize("where", ["host", "front-end"])
+@pytest.mark.parametrize(
+    ("source", "where"),
+    one_of(2, list(itertools.product([MEDIUM, MEDIUM_QCOW2], ["host", "front-end"]))),
+)
 def test_E12_C10_cpds_makes_a_complete_image(bed: Testbed, source: str, where: str) -> None:
     """Of a raw disk, and of an overlay on the host's cache; also once the VM is stopped."""
     image = bed.image(source)
