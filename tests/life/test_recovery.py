@@ -260,7 +260,7 @@ ln -s disk.0.snap/base.1 {disk}"""
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("point", one_of(4, crashpoints.names("recovery")))
+@pytest.mark.parametrize("point", one_of(2, crashpoints.names("recovery")))
 def test_G10_G19_a_pass_that_is_killed_leaves_a_whole_copy(
     world: World, vm: Vm, replica: Node, point: str
 ) -> None:

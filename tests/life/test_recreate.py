@@ -453,7 +453,7 @@ def test_G22_a_copy_from_before_the_disk_has_grown(world: World, vm: Vm, replica
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("damage", one_of(4, ["rotten", "", "cut short", "gone"]))
+@pytest.mark.parametrize("damage", one_of(2, ["rotten", "", "cut short", "gone"]))
 def test_a_base_that_the_cache_has_not_is_brought(
     world: World, vm: Vm, replica: Node, damage: str
 ) -> None:
