@@ -294,19 +294,23 @@ def test_A8_A18_an_entry_that_cannot_be_read_is_verified(
     monkeypatch: pytest.MonkeyPatch, agents: Agents, pulling: Pulling, damaged: bool
 ) -> None:
     """A disk that gives an error instead of other bytes: the entry goes if it is damaged."""
-    fails = (
-        "frames.read_manifest(sender._pipe, had.record.version.size, stall);"
-        ' raise OSError(5, "Input/output error")'
-    )
-    change = ("sender.send(fd, had.record.version.size, manifest, digest=had.record.digest)", fails)
-    with start_changed(monkeypatch, agents, change) as agent:
-        pulling.pull(agent)  # followed while it was filled, and so not read
+    broken = pulling.origin.with_name("broken")  # the next reading fails
+    sending = "sender.send(fd, had.record.version.size, manifest, digest=had.record.digest)"
+    fails = f"""if os.path.exists({str(broken)!r}):
+            os.unlink({str(broken)!r})
+            frames.read_manifest(sender._pipe, had.record.version.size, stall)
+            raise OSError(5, "Input/output error")
+        {sending}"""
+    with start_changed(monkeypatch, agents, (sending, fails)) as agent:
+        pulling.pull(agent)
+        broken.touch()
         if damaged:
             spoil(pulling.entry, 17)
             pulling.pull(agent)
         else:
             with pytest.raises(OnestorError, match=r"^send r1:?.*: Input/output error$"):
                 pulling.pull(agent)
+    assert not broken.exists()
     if damaged:
         pulling.assert_complete()
     assert len(pulling.questions) == (2 if damaged else 1)
