@@ -29,6 +29,7 @@ from tests.drivers.conftest import (
     transfers,
     warnings,
 )
+from tests.drivers.every_action import life
 from tests.oned.objects import Image, Vm
 from tests.sampling import sample
 from tests.testbed import Testbed
@@ -42,7 +43,10 @@ JUMPS = (HOUR, -DAY, 30 * DAY)
 
 # faketime(1) does the same by libc, but there a sleep of Python's is no sleep any more.
 PYTHON = """
-change="import time; real = time.time; time.time = lambda: real() + $SECONDS"
+change="import itertools, time
+jumps, real = itertools.cycle($JUMPS), time.time_ns
+time.time_ns = lambda: real() + next(jumps) * 10**9
+time.time = lambda: time.time_ns() / 1e9"
 if [ "$2" = -c ]; then
     exec /usr/bin/python3 "$1" -c "$change
 $3"
@@ -55,13 +59,16 @@ runpy.run_path(sys.argv[0], run_name='__main__')" "$@"
 
 
 @contextlib.contextmanager
-def jumped(bed: Testbed, name: str, seconds: int) -> Iterator[None]:
-    """What is started on a machine from now on sees the time so much later or earlier."""
+def jumped(bed: Testbed, name: str, *seconds: int) -> Iterator[None]:
+    """What is started on a machine from now on sees the time so much later or earlier.
+
+    With several ``seconds`` each look at the clock finds the next of them, over and over.
+    """
     (node,) = [node for node in bed.cluster.nodes if node.name == name]
-    with program_before(node, "python3", PYTHON.replace("$SECONDS", str(seconds))):
-        argv = ["python3", "-B", "-c", "import time; print(time.time())"]
-        seen = float(node.run(argv).stdout)
-        assert abs(seen - time.time() - seconds) < 60, "the clock is another one"
+    with program_before(node, "python3", PYTHON.replace("$JUMPS", str(seconds))):
+        argv = ["python3", "-B", "-c", f"import time\nfor _ in {seconds}: print(time.time())"]
+        for seen, jump in zip(node.run(argv).stdout.split(), seconds):
+            assert abs(float(seen) - time.time() - jump) < 60, "the clock is another one"
         yield
 
 
@@ -99,6 +106,24 @@ def test_a_clock_that_jumps(bed: Testbed, node: str, jump: int) -> None:
     vm = clone(bed, thin, bed.hosts[1])
     assert same_content(bed, bed.hosts[1], bed.disk_path(vm), "qcow2", QCOW2)
     assert warnings(bed) == []
+
+
+def test_clocks_jump_within_every_action(bed: Testbed) -> None:
+    """On all machines, at each look: a day ahead, a day back, and right."""
+    with contextlib.ExitStack() as stack:
+        for node in bed.cluster.nodes:
+            stack.enter_context(jumped(bed, node.name, DAY, -DAY, 0))
+        steps, tried = life(bed), []
+        step = next(steps)
+        with contextlib.suppress(StopIteration):
+            while True:
+                reply = step.call()
+                assert reply.success, f"{step.action}: {reply.error}"
+                bed.assert_at_rest()
+                step.check()
+                tried.append(step.action)
+                step = steps.send(reply)
+    assert len(tried) > 30 and warnings(bed) == []
 
 
 def test_a_lock_does_not_end_early(bed: Testbed) -> None:
