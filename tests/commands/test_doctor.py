@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import Node, wait_until
 from tests.commands.conftest import Desk
 from tests.commands.test_output import expect, masked
-from tests.drivers.conftest import MEDIUM_QCOW2, make_sources, program_before
+from tests.drivers.conftest import MEDIUM_QCOW2, host_attribute, make_sources, program_before
 from tests.hypervisor import Kvm
 from tests.install_tests.test_configure import STOCK
 from tests.testbed import DATASTORES, register, running_testbed
@@ -131,6 +131,12 @@ def the_front_end_knows_another_key(desk: Desk) -> Iterator[None]:
 @fault(("error", "host01", "ssh mesh"))
 def a_host_knows_another_key_of_a_host(desk: Desk) -> Iterator[None]:
     with wrong_key(desk.node("host01"), "host03"):
+        yield
+
+
+@fault(*(("error", f"host0{number}", "ssh mesh") for number in (1, 2, 3)))
+def an_address_that_nobody_has(desk: Desk) -> Iterator[None]:
+    with host_attribute(desk.bed, "host02", REPLICA_STORAGE_IP="10.99.0.99"):
         yield
 
 

@@ -169,6 +169,20 @@ def configure_system(bed: Testbed, **attributes: str) -> None:
     bed.cloud.save(bed.system)
 
 
+@contextlib.contextmanager
+def host_attribute(bed: Testbed, name: str, **attributes: str) -> Iterator[None]:
+    """A host's template has these attributes, too, for the time of the block."""
+    host = next(each for each in bed.cloud.hosts.values() if each.name == name)
+    before = dict(host.template)
+    host.template.update(attributes)
+    bed.cloud.save(host)
+    try:
+        yield
+    finally:
+        host.template = before
+        bed.cloud.save(host)
+
+
 def entry_of(image: Image) -> str:
     """Where an image lies in every cache: the path it has in its datastore."""
     return image.source.replace("//", "/")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,6 +26,7 @@ from tests.drivers.conftest import (
     digest,
     entry_of,
     forget_log,
+    host_attribute,
     part_bytes,
     program_before,
     same_content,
@@ -538,19 +537,6 @@ def test_C11_A18_no_bridge_host_answers(bed: Testbed) -> None:
     assert not reply.success
     assert "neither" in reply.error
     assert vm_files(bed, bed.hosts[0]) == {}
-
-
-@contextlib.contextmanager
-def host_attribute(bed: Testbed, name: str, **attributes: str) -> Iterator[None]:
-    host = next(each for each in bed.cloud.hosts.values() if each.name == name)
-    before = dict(host.template)
-    host.template.update(attributes)
-    bed.cloud.save(host)
-    try:
-        yield
-    finally:
-        host.template = before
-        bed.cloud.save(host)
 
 
 def test_L8_K10_address_and_options_of_the_hop_from_the_replica(bed: Testbed) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from onestor_lib.agent import process
-from onestor_lib.agent.errors import CommandFailed
+from onestor_lib.agent.errors import CommandFailed, HostUnreachable
 from onestor_lib.frontend import state
 from onestor_lib.frontend.services.doctor import frontend, hosts
-from onestor_lib.frontend.services.doctor.findings import ERROR, OK, WARNING
+from onestor_lib.frontend.services.doctor.asking import Answers
+from onestor_lib.frontend.services.doctor.findings import ERROR, OK, WARNING, Finding
 
 GOOD = {"is": "1.2", "wrong": ""}
 MACHINE: Any = SimpleNamespace(name="host01")
@@ -48,6 +49,28 @@ def test_an_old_python() -> None:
     first, *others = hosts._programs(MACHINE, facts)
     assert (first.level, first.text) == (ERROR, "3.8, 3.9 is needed")
     assert [each.level for each in others] == [OK, OK]
+
+
+class TestMesh:
+    WAYS = {"host01": "host01", "host02": "host02", "10.0.0.2": "host02"}
+
+    def judged(self, answers: Answers) -> list[Finding]:
+        return [*hosts._mesh("host01", answers, self.WAYS)]
+
+    def test_L8_an_address_counts_as_another_way_to_the_same_host(self) -> None:
+        (found,) = self.judged(Answers(mesh={"host01": dict.fromkeys(self.WAYS, "")}))
+        assert (found.level, found.text) == (OK, "gets to 2 of 2 hosts")
+        mesh = {"host01": {"host01": "", "host02": "", "10.0.0.2": "timed out"}}
+        (found,) = self.judged(Answers(mesh=mesh))
+        said = "to 10.0.0.2, REPLICA_STORAGE_IP of host02: timed out"
+        assert (found.level, found.text) == (ERROR, said)
+        assert found.mend == "as oneadmin on host01: ssh 10.0.0.2 true"
+
+    def test_whoever_is_down_is_told_once(self) -> None:
+        mesh = {"host01": {"host01": "", "host02": "timed out", "10.0.0.2": "timed out"}}
+        down = HostUnreachable("connect", "timed out", host="host02")
+        (found,) = self.judged(Answers(mesh=mesh, unreachable={"host02": down}))
+        assert (found.level, found.text) == (OK, "gets to 1 of 2 hosts")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ class Fleet:
             raise InvalidInput("choose hosts", f"cluster {cluster} has no host of onestor's")
         return found
 
+    def ways(self) -> dict[str, str]:
+        """How other hosts reach machines, by their names and addresses, and which machine it is."""
+        found = {}
+        for machine in self.machines:
+            found[machine.name] = machine.name
+            found.setdefault(machine.address, machine.name)
+        return found
+
     def hosts(self, machine: Machine, patience: float = PATIENCE) -> Hosts:
         """What connects to a machine; its own, so that threads share nothing."""
         return Hosts(machine.settings, copy.copy(self._request.log), patience=patience)

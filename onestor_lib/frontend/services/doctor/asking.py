@@ -35,7 +35,7 @@ class Answers:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     skew: dict[str, float] = field(default_factory=dict)  # seconds that a host's clock is ahead
     unreachable: dict[str, OnestorError] = field(default_factory=dict)
-    # By host and peer: why the one does not get to the other, "" where it does.
+    # By host and way (``Fleet.ways``): why it does not get there, "" where it does.
     mesh: dict[str, dict[str, str]] = field(default_factory=dict)
     no_mesh: dict[str, OnestorError] = field(default_factory=dict)
     here: dict[str, Any] = field(default_factory=dict)  # the front-end
@@ -104,25 +104,26 @@ def _examine(
 def _get_to(fleet: Fleet, machine: Machine) -> dict[str, str]:
     """Whom a machine gets to, itself included, with the ssh-agent that it is lent.
 
-    All machines try at once: each begins with another peer, and tries again where sshd has dropped
-    the connection because there were too many (MaxStartups of sshd_config(5)).
+    By names, and by REPLICA_STORAGE_IP where images come from there. All machines try at once: each
+    begins with another peer, and tries again where sshd has dropped the connection because there
+    were too many (MaxStartups of sshd_config(5)).
     """
     hosts = fleet.hosts(machine)
     timeout = machine.settings.seconds("CONNECT_TIMEOUT")
     options = machine.settings.options("REPLICA_SSH_OPTS")
-    names = [peer.name for peer in fleet.machines]
-    begin = names.index(machine.name)
+    ways = list(fleet.ways())
+    begin = ways.index(machine.name)
     peers = {
-        name: openssh.probe_argv(name, options=options, connect_timeout=timeout)
-        for name in [*names[begin:], *names[:begin]]
+        way: openssh.probe_argv(way, options=options, connect_timeout=timeout)
+        for way in [*ways[begin:], *ways[:begin]]
     }
     found = {}
     pauses = retry.pauses()
     with hosts.agent(machine.name, sends=True) as agent:
         while peers:
             answer = agent.call("host.reach", peers=peers, timeout=timeout + 1)
-            found.update({name: str(answer[name]) for name in peers})
-            peers = {name: peers[name] for name in peers if openssh.tells_of_drop(found[name])}
+            found.update({way: str(answer[way]) for way in peers})
+            peers = {way: peers[way] for way in peers if openssh.tells_of_drop(found[way])}
             if peers and not retry.after(pauses):
                 break
     return found

@@ -32,7 +32,7 @@ def judge(fleet: Fleet, answers: Answers) -> Iterator[Finding]:
             yield _unreachable(machine.name, error)
             continue
         yield good(machine.name, "ssh", "the front-end gets there")
-        yield from _mesh(machine.name, answers)
+        yield from _mesh(machine.name, answers, fleet.ways())
         try:
             with parallel.understood(machine.name):
                 found = [*_facts(fleet, machine, answers)]
@@ -69,26 +69,31 @@ def _unreachable(name: str, error: OnestorError) -> Finding:
     return bad(name, "ssh", cause, f"as oneadmin: ssh {name} true")
 
 
-def _mesh(name: str, answers: Answers) -> Iterator[Finding]:
-    """Each host must get to each other one, and to itself: for migrations, and from replicas."""
+def _mesh(name: str, answers: Answers, ways: dict[str, str]) -> Iterator[Finding]:
+    """Each host must get to each other one, and to itself: for migrations, and from replicas.
+
+    ``ways`` are those of :class:`Fleet`.
+    """
     if error := answers.no_mesh.get(name):
         yield bad(name, "ssh mesh", error.cause, "start the ssh-agent of OpenNebula's service")
         return
     found = answers.mesh[name]
     wrong = {
-        peer: cause
-        for peer, cause in found.items()  # its keys are who was asked about, not what came back
-        if cause and peer not in answers.unreachable  # that is told already
+        way: cause
+        for way, cause in found.items()  # its keys are who was asked about, not what came back
+        if cause and ways[way] not in answers.unreachable  # that is told already
     }
-    for peer, cause in sorted(wrong.items()):
-        where = f"to {peer}" if peer != name else "to itself"
-        mend = f"as oneadmin on {name}: ssh {peer} true"
+    for way, cause in sorted(wrong.items()):
+        where = f"to {way}" if way != name else "to itself"
+        if ways[way] != way:
+            where += f", REPLICA_STORAGE_IP of {ways[way]}"
+        mend = f"as oneadmin on {name}: ssh {way} true"
         if "host key" in cause.lower():
-            mend = f"on {name}, {_KEYS.format(host=peer)}"
+            mend = f"on {name}, {_KEYS.format(host=way)}"
         yield bad(name, "ssh mesh", f"{where}: {cause}", mend)
     if not wrong:
-        reached = sum(not cause for cause in found.values())
-        yield good(name, "ssh mesh", f"gets to {reached} of {len(found)} hosts")
+        causes = [cause for way, cause in found.items() if ways[way] == way]
+        yield good(name, "ssh mesh", f"gets to {causes.count('')} of {len(causes)} hosts")
 
 
 def _clock(name: str, skew: float) -> Finding:
