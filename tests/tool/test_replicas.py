@@ -150,7 +150,9 @@ def test_K7_one_that_hangs_holds_nobody_up(removing: Removing) -> None:
     assert time.monotonic() - begin < 4
     assert not entry.image.exists()
     (warning,) = removing.warnings
-    assert warning.endswith("hangs may keep " + str(removing.image) + ": no answer in time")
+    assert warning.endswith(
+        "hangs may keep " + str(removing.image) + ": ask hangs: no answer in time"
+    )
 
 
 class TestDrop:

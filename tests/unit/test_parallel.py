@@ -40,6 +40,22 @@ def test_all_at_once_but_not_more_than_that() -> None:
     assert failed == {} and most == 3
 
 
+def test_who_does_not_answer_in_time_has_failed() -> None:
+    end = threading.Event()
+
+    def question(name: str) -> str:
+        if name == "slow":
+            end.wait(60)
+        return name
+
+    try:
+        answers, failed = parallel.ask(["slow", "quick"], question, within=0.5)
+    finally:
+        end.set()
+    assert answers == {"quick": "quick"}
+    assert str(failed["slow"]) == "ask slow: no answer in time"
+
+
 def test_what_makes_no_sense_is_an_error_of_the_host() -> None:
     with (
         pytest.raises(OnestorError, match="host01: ValueError: no number"),

@@ -7,15 +7,12 @@ room is needed, or as an orphan.
 from __future__ import annotations
 
 import copy
-import threading
-import time
 from typing import Any
 
 from onestor_lib.agent.errors import OnestorError
-from onestor_lib.frontend import arguments, boundary, config, oned
+from onestor_lib.frontend import arguments, boundary, config, oned, parallel
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.config import Settings
-from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import systems
 from onestor_lib.frontend.services.hosts import Hosts
 
@@ -62,31 +59,14 @@ def ask(
 
     None is waited for longer than CONNECT_TIMEOUT.
     """
-    asked = [_Asked(settings, request.log, host, operation, facts) for host in names]
-    deadline = time.monotonic() + request.settings.seconds("CONNECT_TIMEOUT")
-    for each in asked:
-        each.join(max(0.0, deadline - time.monotonic()))
-        each.log.be_quiet()  # nothing may come behind the last line for oned
-    return {each.host: each.warning for each in asked if each.warning}
+    logs = {host: copy.copy(request.log) for host in names}
 
+    def work(host: str) -> None:
+        with Hosts(settings, logs[host]).agent(host) as agent:
+            agent.call(operation, **facts)
 
-class _Asked(threading.Thread):
-    """One host that is asked; a thread of its own, with connections nobody shares."""
-
-    def __init__(
-        self, settings: Settings, log: Log, host: str, operation: str, facts: dict[str, Any]
-    ) -> None:
-        super().__init__(daemon=True)
-        self.host = host
-        self.warning = "no answer in time"
-        self.log = copy.copy(log)
-        self._settings, self._operation, self._facts = settings, operation, facts
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with Hosts(self._settings, self.log).agent(self.host) as agent:
-                agent.call(self._operation, **self._facts)
-            self.warning = ""
-        except Exception as error:  # noqa: BLE001 - a thread's traceback would go to oned
-            self.warning = str(error)
+    patience = request.settings.seconds("CONNECT_TIMEOUT")
+    _, failed = parallel.ask(names, work, at_once=len(names), within=patience)
+    for log in logs.values():
+        log.be_quiet()  # nothing may come behind the last line for oned
+    return {host: str(error) for host, error in failed.items()}
