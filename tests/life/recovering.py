@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,10 +31,15 @@ def onestor(world: World, *words: str, **environment: str) -> str:
 
 
 def run(world: World) -> str:
-    """One pass, when all disks that ask for a copy each second are due again."""
+    """One pass, when all disks that ask for a copy each second are due again.
+
+    Its exit status says whether a copy has failed.
+    """
     time.sleep(1.1)
-    done = world.bed.frontend.run(argv("run"), env=CALL_ENVIRONMENT, timeout=300)
-    return done.stdout + done.stderr
+    done = world.bed.frontend.run(argv("run"), env=CALL_ENVIRONMENT, check=False, timeout=300)
+    said = done.stdout + done.stderr
+    assert done.returncode == int(bool(re.search(r"\b[1-9][0-9]* failed", said))), said
+    return said
 
 
 def listed(world: World) -> dict[tuple[int, str], dict[str, Any]]:

@@ -11,6 +11,7 @@ import click
 from onestor_lib.frontend import oned, state
 from onestor_lib.frontend.boundary import Request
 from onestor_lib.frontend.commands import output, running
+from onestor_lib.frontend.commands.running import Report
 
 _COLUMNS = ("VM", "DISK", "EVERY", "AGE", "LAG", "SIZE", "REPLICA", "ERROR")
 _NUMBERS = ("VM", "EVERY", "AGE", "LAG", "SIZE")
@@ -24,11 +25,14 @@ def recovery() -> None:
 @recovery.command("run")
 @output.json_option
 def run(as_json: bool) -> None:
-    """Make the copies that are due; a timer runs this every minute."""
+    """Make the copies that are due; the exit status is 1 if one has failed.
+
+    A timer runs this every minute.
+    """
     running.run("recovery", lambda request: _run(request, as_json))
 
 
-def _run(request: Request, as_json: bool) -> str | None:
+def _run(request: Request, as_json: bool) -> Report | None:
     from onestor_lib.frontend.services import markers
     from onestor_lib.frontend.services.recovery_pass import Pass
 
@@ -52,7 +56,8 @@ def _run(request: Request, as_json: bool) -> str | None:
     if any(done.values()):
         request.log.info(f"{counts}, {seconds:.1f} s")
     markers.sweep(request)  # last: a host that does not answer holds up no copy of this pass
-    return output.lines([{**done, "seconds": round(seconds, 3)}]) if as_json else None
+    text = output.lines([{**done, "seconds": round(seconds, 3)}]) if as_json else ""
+    return Report(text, is_good=not done["failed"])
 
 
 @recovery.command("list")
