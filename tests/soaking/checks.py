@@ -46,6 +46,7 @@ def check_all(world: World) -> None:
     _check_directories(world, world.bed.frontend, away)
     _check_origins(world)
     _check_copies(world)
+    _check_replica(world)
     _check_entries(world)
 
 
@@ -139,20 +140,28 @@ def _lies_on(node: Node, file: str) -> bool:
 def _check_origins(world: World) -> None:
     """The image datastores have the images that there are.
 
-    And at most one for each time that oned did not hear of the one it had asked for.
+    And at most one of each time when oned did not hear of the one it had asked for.
     """
+    frontend = world.bed.frontend
     found = {
         f"{datastore.base_path}/{name}".replace("//", "/")
         for datastore in world.image_datastores
-        for name in _names(world.bed.frontend.path(datastore.base_path))
+        for name in _names(frontend.path(datastore.base_path))
         if not name.startswith(".")
     }
     images = world.model.images
     expected = {entry_of(image.image) for image in images}
     # Looked at with the image.
     found -= {f"{entry_of(each.image)}.snap" for each in images if each.snapshots or each.lost}
-    if not found >= expected or len(found - expected) > world.lost_images:
-        raise Violation(f"the image datastores have {sorted(found)}, not {sorted(expected)}")
+    if missing := expected - found:
+        raise Violation(f"the image datastores do not have {sorted(missing)}")
+    times = sorted(world.lost_images, key=lambda each: each[1])
+    strays = {name: frontend.path(name).lstat().st_ctime for name in found - expected}
+    for name in sorted(strays, key=strays.__getitem__):
+        window = next((each for each in times if each[0] <= strays[name] <= each[1]), None)
+        if window is None:
+            raise Violation(f"the image datastores have {name}, which is nobody's")
+        times.remove(window)
 
 
 def _check_entries(world: World) -> None:
@@ -175,7 +184,37 @@ def _compare_entries(world: World, but: Collection[str]) -> None:
 
 
 def _check_cache(world: World, host: str, limit: int) -> None:
-    """The images in a cache take no more than they may.
+    """The images in a cache take no more than they may."""
+    sizes = _entries_in(world, host)
+    if sum(sizes.values()) > limit * MB + _RECORDS:
+        raise Violation(f"the cache of {host} has more than {limit} MB: {_listed(sizes)}")
+
+
+def _check_replica(world: World) -> None:
+    """What may be evicted there has left room for the recovery copies, which count as cached."""
+    node = world.node(REPLICA)
+    entries, root = _entries_in(world, REPLICA), node.path(COPIES)
+    files = [each.lstat() for each in root.rglob("*")]
+    copies = sum({each.st_ino: each.st_blocks * 512 for each in files}.values())
+    if sum(entries.values()) + copies <= REPLICA_CACHE_MB * MB + _RECORDS:
+        return
+    bases = {each.st_ino for each in files}
+    useless = {
+        path: size
+        for path, size in entries.items()
+        if size > _RECORDS and node.path(path).lstat().st_ino not in bases
+    }
+    if useless:
+        said = f"{copies / MB:.1f} MB of copies beside {_listed(useless)}"
+        raise Violation(f"the cache of {REPLICA} has more than {REPLICA_CACHE_MB} MB: {said}")
+
+
+def _listed(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size / MB:.1f}" for name, size in sizes.items() if size)
+
+
+def _entries_in(world: World, host: str) -> dict[str, int]:
+    """What a cache has, and of which size.
 
     A file that lacks a record or can be written to is none of ours (``agent.cache.entry``).
     """
@@ -188,10 +227,8 @@ def _check_cache(world: World, host: str, limit: int) -> None:
                 facts = (directory / name).lstat()
                 is_entry = f".{name}.sidecar" in names and not facts.st_mode & 0o222
                 if name.startswith(".") or is_entry:
-                    sizes[name] = facts.st_blocks * 512
-    if sum(sizes.values()) > limit * MB + _RECORDS:
-        listed = ", ".join(f"{name} {size / MB:.1f}" for name, size in sizes.items() if size)
-        raise Violation(f"the cache of {host} has more than {limit} MB: {listed}")
+                    sizes[f"{datastore.base_path}/{name}"] = facts.st_blocks * 512
+    return sizes
 
 
 def _check_copies(world: World) -> None:

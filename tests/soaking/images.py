@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from tests.drivers.conftest import entry_of
@@ -14,6 +15,8 @@ from tests.soaking.kinds import FEWEST, MOST_IMAGES, noise, step
 from tests.soaking.model import MB, DiskModel, ImageModel, Violation
 from tests.soaking.plan import NotNow, Plan, Work
 from tests.soaking.world import World
+
+_LINGER = 5.0  # seconds that an agent may go on behind the end of its action
 
 
 @step(3)
@@ -107,6 +110,7 @@ def image_snapshot(plan: Plan) -> tuple[str, Work]:
 def made(actor: Actor, make: Callable[[Life], Image]) -> Image:
     """A new image; when it fails by the step's fault it is removed, and another one is made."""
     if actor.fault:
+        begin = time.time()
         try:
             with actor.trouble() as life:
                 image = make(life)
@@ -118,7 +122,7 @@ def made(actor: Actor, make: Callable[[Life], Image]) -> Image:
         if image and image.source:
             require_success(actor.life.oned.delete_image(image))
         else:
-            actor.world.lost_images += 1
+            actor.world.lost_images.append((begin, time.time() + _LINGER))
     image = make(actor.life)
     if image.state != objects.READY:
         raise Violation(f"image {image.id}: {image.template.get('ERROR')}")

@@ -79,7 +79,8 @@ class World:
         cloud = bed.cloud
         self.system_datastores = [bed.system, cloud.add_system_datastore("more_system", id=104)]
         self.image_datastores = [bed.images, cloud.add_image_datastore("more_images", id=105)]
-        self.lost_images = 0  # files of images that were made, but oned never heard of it
+        # From when to when an image may have been made without oned ever hearing of it.
+        self.lost_images: list[tuple[float, float]] = []
         self.tampered: set[str] = set()  # names in caches that were not verified since
         self.amid = 0  # snapshots that show a moment between a guest's writes
         self.outdated: set[tuple[str, int]] = set()  # hosts that died, and VMs they had then
@@ -91,7 +92,8 @@ class World:
         """Be a cloud without VMs and images, and with the settings of a soak."""
         self.kvm.end_all()
         self.bed.clean()
-        self.model, self._log_read, self.lost_images = Model(), 0, 0
+        self.model, self._log_read = Model(), 0
+        self.lost_images.clear()
         self.tampered.clear()
         self.rotten.clear()
         self.outdated.clear()
