@@ -9,9 +9,9 @@ from xml.sax.saxutils import escape
 
 from tests import guest
 from tests.cluster import Node, libvirt
-from tests.cluster.wait import wait_until
 from tests.oned.mads import SSH_AUTH_SOCK
 from tests.oned.objects import DATASTORES, Disk, Vm
+from tests.waiting import wait_until
 
 # By their paths: a test that puts something else before them in the PATH means the drivers.
 VIRSH, QEMU_IMG = "/usr/bin/virsh", "/usr/bin/qemu-img"

@@ -20,12 +20,13 @@ from onestor_lib.agent.origin import Origin
 from onestor_lib.agent.publish import is_temporary
 from onestor_lib.agent.transfer import digests_of
 from onestor_lib.frontend import bundle
-from tests.cluster import Cluster, Node, NodeProcess, wait_until
+from tests.cluster import Cluster, Node, NodeProcess
 from tests.oned.cloud import Cloud
 from tests.oned.mads import SSH_AUTH_SOCK
 from tests.oned.objects import DATASTORES as OPENNEBULAS_DATASTORES
 from tests.oned.objects import Datastore, Disk, Image, Vm
 from tests.oned.oned import Oned
+from tests.waiting import wait_until
 
 REMOTES = "/var/lib/one/remotes"
 DATASTORES = "/var/lib/one/datastores"

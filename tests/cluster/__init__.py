@@ -10,6 +10,5 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.node import Node
 from tests.cluster.process import CommandFailed, NodeProcess
 from tests.cluster.report import StartError
-from tests.cluster.wait import wait_until
 
-__all__ = ["Cluster", "CommandFailed", "Node", "NodeProcess", "StartError", "wait_until"]
+__all__ = ["Cluster", "CommandFailed", "Node", "NodeProcess", "StartError"]

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cluster.wait import wait_until
+from tests.waiting import wait_until
 
 
 def base_directory() -> Path:

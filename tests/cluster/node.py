@@ -16,7 +16,7 @@ from tests.cluster.paths import in_root
 from tests.cluster.pidfd import ProcessHandle
 from tests.cluster.plan import DATASTORES, DATASTORES_IMAGE, NodePlan
 from tests.cluster.process import CommandFailed, NodeProcess
-from tests.cluster.wait import wait_until
+from tests.waiting import wait_until
 
 START_TIMEOUT = 30.0
 SSH_PORT = 22

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.cluster.wait import wait_until
+from tests.waiting import wait_until
 
 
 class CommandFailed(subprocess.CalledProcessError):

@@ -25,7 +25,7 @@ from pathlib import Path
 from tests.cluster import disk, lab, link, report
 from tests.cluster.link import SWITCH
 from tests.cluster.plan import NodePlan
-from tests.cluster.wait import wait_until
+from tests.waiting import wait_until
 
 PYTHON = "/usr/bin/python3"
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, CommandFailed, Node, NodeProcess, StartError, wait_until
+from tests.cluster import Cluster, CommandFailed, Node, NodeProcess, StartError
 from tests.cluster.cluster import PROJECT
 from tests.cluster.paths import in_root
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

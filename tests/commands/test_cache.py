@@ -14,7 +14,7 @@ from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.transfer import digests_of
 from onestor_lib.agent.version import Version
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.commands.conftest import Desk
 from tests.drivers.conftest import (
     BIG,
@@ -28,6 +28,7 @@ from tests.drivers.conftest import (
 )
 from tests.oned.objects import Image
 from tests.testbed import AGENT, DATASTORES
+from tests.waiting import wait_until
 
 MB = 1 << 20
 ALL = "host01,host02,host03,host04"

@@ -8,13 +8,14 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.commands.conftest import Desk
 from tests.commands.test_output import expect, masked
 from tests.drivers.conftest import MEDIUM_QCOW2, host_attribute, make_sources, program_before
 from tests.hypervisor import Kvm
 from tests.install_tests.test_configure import STOCK
 from tests.testbed import DATASTORES, register, running_testbed
+from tests.waiting import wait_until
 
 VERSION = ["virsh", "-c", "qemu:///system", "version"]
 EXECRC = "/etc/one/vmm_exec/vmm_execrc"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.commands.conftest import Desk
 from tests.drivers.conftest import (
     MEDIUM,
@@ -22,6 +22,7 @@ from tests.oned.life import Life
 from tests.oned.objects import Vm
 from tests.sampling import one_of
 from tests.testbed import AGENT, DATASTORES
+from tests.waiting import wait_until
 
 MB = 1 << 20
 

@@ -16,13 +16,13 @@ from typing import Callable, NamedTuple, TypeVar
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import wait_until
 from tests.drivers.conftest import MEDIUM_QCOW2, agents, digest, unfinished
 from tests.drivers.every_action import Step, Steps
 from tests.drivers.starts import PLANTED, Starts, counted_starts
 from tests.oned.reply import Reply
 from tests.sampling import EVERYWHERE, SEED
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 Files = dict[str, tuple[int, ...]]
 Fault = tuple[int, str]  # the number of a start that fails, and the crash point to die at; 0, ""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster import wait_until
 from tests.drivers.conftest import QCOW2, RAW, same_content
 from tests.oned import objects
 from tests.oned.objects import Vm
 from tests.testbed import DATASTORES, REMOTES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     BIG,
     QCOW2,
@@ -42,6 +42,7 @@ from tests.oned import objects
 from tests.oned.objects import Image
 from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     BIG,
     QCOW2,
@@ -40,6 +40,7 @@ from tests.drivers.conftest import (
 from tests.oned.objects import Image
 from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 

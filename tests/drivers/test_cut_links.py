@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     MEDIUM,
     MEDIUM_QCOW2,
@@ -35,6 +35,7 @@ from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.sampling import sample
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 

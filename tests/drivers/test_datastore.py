@@ -7,7 +7,7 @@ import re
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     QCOW2,
     RAW,
@@ -22,6 +22,7 @@ from tests.oned import objects
 from tests.oned.objects import Datastore, Image
 from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.cluster import Node, NodeProcess, wait_until
+from tests.cluster import Node, NodeProcess
 from tests.drivers.conftest import (
     BIG,
     CALL_ENVIRONMENT,
@@ -37,6 +37,7 @@ from tests.drivers.conftest import (
 )
 from tests.oned.objects import Datastore, Image
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

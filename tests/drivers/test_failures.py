@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     BIG,
     RAW,
@@ -29,6 +29,7 @@ from tests.oned.oned import RequestFailed
 from tests.oned.reply import Reply
 from tests.sampling import sample
 from tests.testbed import AGENT, DATASTORES, LOG, REMOTES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 

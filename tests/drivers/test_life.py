@@ -6,7 +6,6 @@ import os
 
 import pytest
 
-from tests.cluster import wait_until
 from tests.drivers.conftest import (
     QCOW2,
     RAW,
@@ -19,6 +18,7 @@ from tests.drivers.conftest import (
 from tests.oned import objects
 from tests.oned.probe import probe_monitor_ds
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     MEDIUM,
     MEDIUM_QCOW2,
@@ -30,6 +30,7 @@ from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

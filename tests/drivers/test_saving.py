@@ -8,7 +8,7 @@ import os
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     MEDIUM,
     MEDIUM_QCOW2,
@@ -29,6 +29,7 @@ from tests.oned.objects import READY, Image, Vm
 from tests.oned.reply import Reply
 from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     BIG,
     CALL_ENVIRONMENT,
@@ -24,6 +24,7 @@ from tests.oned import objects
 from tests.oned.life import Life
 from tests.oned.objects import READY, Disk, Vm
 from tests.testbed import DATASTORES, REMOTES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import (
     SOURCES,
     agents,
@@ -21,6 +21,7 @@ from tests.drivers.conftest import (
 )
 from tests.sampling import one_of
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

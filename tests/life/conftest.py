@@ -11,11 +11,11 @@ import pytest
 
 from tests import guest
 from tests.cluster import Node
-from tests.cluster.wait import wait_until
 from tests.hypervisor import Kvm
 from tests.oned.life import Life
 from tests.oned.objects import Image, Vm
 from tests.testbed import DATASTORES, Testbed, running_testbed
+from tests.waiting import wait_until
 
 MB = 1 << 20
 SIZE = 64 * MB  # of the guests' disks

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.cluster import Node, NodeProcess, wait_until
+from tests.cluster import Node, NodeProcess
 from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished
 from tests.life.conftest import World
 from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.testbed import DATASTORES
+from tests.waiting import wait_until
 
 ROOT = f"{DATASTORES}/replica_snaps"
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, warnings
 from tests.drivers.starts import PLANTED, counted_starts
 from tests.life.conftest import SOURCES, World
@@ -29,6 +29,7 @@ from tests.oned import objects
 from tests.oned.objects import Vm
 from tests.sampling import one_of, sample
 from tests.testbed import STATE as ONED
+from tests.waiting import wait_until
 
 MB = 1 << 20
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster import wait_until
 from tests.drivers.conftest import agents, program_before
 from tests.life.conftest import SOURCES, World
 from tests.oned import objects, transfer
 from tests.oned.objects import IMAGE_ERROR, READY, Image, Vm
 from tests.testbed import DATASTORES
+from tests.waiting import wait_until
 
 
 @pytest.fixture

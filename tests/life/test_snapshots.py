@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.cluster import wait_until
 from tests.drivers.conftest import agents, points, program_before, unfinished, warnings
 from tests.life.conftest import SOURCES, World
 from tests.oned import transfer
 from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.testbed import DATASTORES
+from tests.waiting import wait_until
 
 MB = 1 << 20
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
-from tests.cluster import Node, wait_until
+from tests.cluster import Node
 from tests.drivers.conftest import entry_of, transfers_in
 from tests.soaking.model import MB, SET_ASIDE, Violation, VmModel
 from tests.soaking.world import (
@@ -22,6 +22,7 @@ from tests.soaking.world import (
     REPLICA_CACHE_MB,
     World,
 )
+from tests.waiting import wait_until
 
 # Of a VM's directory, beside its disks.
 _OTHERS = {"vm.xml", "ds.xml", "deployment.0"}

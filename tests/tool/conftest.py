@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 import xmlrpc.server
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -52,14 +51,6 @@ def every_wait_ends() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    """Return once `condition()` is true; the reason for waiting is the test's next line."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.005)
 
 
 def draw(path: Path, pattern: str, tail: bytes = b"") -> Path:

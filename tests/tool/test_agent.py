@@ -33,9 +33,9 @@ from tests.tool.conftest import (
     is_alive,
     listing,
     request,
-    wait_until,
 )
 from tests.tool.importing import Importing
+from tests.waiting import wait_until
 
 ARGV = openssh.local_agent_argv()
 

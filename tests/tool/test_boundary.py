@@ -26,8 +26,8 @@ from tests.tool.conftest import (
     listing,
     qemu_img,
     temporaries,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 HERE = socket.gethostname()
 LOG_LINE = re.compile(r"(INFO|WARN|ERROR): [a-z_]+: ")

@@ -28,8 +28,9 @@ from onestor_lib.agent.errors import (
 from onestor_lib.frontend import message as messages
 from tests.http_server import HttpServer, make_certificate
 from tests.sampling import one_of
-from tests.tool.conftest import MB, Oned, draw, listing, qcow2, wait_until
+from tests.tool.conftest import MB, Oned, draw, listing, qcow2
 from tests.tool.test_boundary import FrontEnd, fe, one_line
+from tests.waiting import wait_until
 
 __all__ = ["fe"]  # a fixture
 

@@ -13,7 +13,8 @@ import pytest
 from onestor_lib.agent import process
 from onestor_lib.agent.errors import CommandFailed, OnestorError, TransferFailed
 from onestor_lib.agent.filter import Filter
-from tests.tool.conftest import MB, children, is_alive, wait_until
+from tests.tool.conftest import MB, children, is_alive
+from tests.waiting import wait_until
 
 UNPACK = ["xz", "-dc"]
 

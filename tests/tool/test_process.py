@@ -16,7 +16,8 @@ import pytest
 from onestor_lib.agent import process
 from onestor_lib.agent.errors import CommandFailed, Terminated
 from onestor_lib.agent.process import Limits, run
-from tests.tool.conftest import ROOT, is_alive, wait_until
+from tests.tool.conftest import ROOT, is_alive
+from tests.waiting import wait_until
 
 
 def python(code: str, *argv: str) -> list[str]:

@@ -32,9 +32,9 @@ from tests.tool.conftest import (
     changed_bundle,
     draw,
     temporaries,
-    wait_until,
 )
 from tests.tool.placing import BULK, RECEIVER, limits, send, wanted
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("payload")
 

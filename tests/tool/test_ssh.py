@@ -21,7 +21,8 @@ import pytest
 from onestor_lib.agent import process
 from onestor_lib.agent.errors import HostUnreachable
 from onestor_lib.frontend import openssh, ssh
-from tests.tool.conftest import listing, wait_until
+from tests.tool.conftest import listing
+from tests.waiting import wait_until
 
 ACCEPTING = ("accept-new", "no", "off", "false")
 REFUSING = ("yes", "ask", "true", "odd")

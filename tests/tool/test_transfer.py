@@ -33,9 +33,9 @@ from tests.tool.conftest import (
     draw,
     is_alive,
     request,
-    wait_until,
 )
 from tests.tool.placing import BULK, RECEIVER
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("payload")
 

@@ -9,7 +9,10 @@ _LONGEST = 0.1  # seconds between two questions: some states are short
 
 
 def wait_until(
-    condition: Callable[[], object], what: str, timeout: float = 10.0, interval: float = 0.005
+    condition: Callable[[], object],
+    what: str = "it",
+    timeout: float = 10.0,
+    interval: float = 0.005,
 ) -> None:
     """Return once `condition()` is true; raise TimeoutError naming `what` at the deadline.
 
