@@ -114,7 +114,8 @@ class Lives:
         """
         if self.is_tidy:
             self.bed.assert_at_rest()
-            assert unfinished(self.bed) == []
+            left = unfinished(self.bed)
+            assert not left, left
         else:
             wait_until(lambda: not any(map(agents, self.bed.cluster.nodes)), "agents end")
 
