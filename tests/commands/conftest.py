@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onestor_lib.agent import recovery
 from tests.cluster import Node
 from tests.drivers.conftest import make_sources
 from tests.oned import objects
 from tests.oned.objects import Image, Vm
-from tests.testbed import AGENT, Testbed, running_testbed
+from tests.testbed import AGENT, DATASTORES, Testbed, running_testbed
 
 # Runs a program at a terminal of so many columns, and passes on what it writes there.
 _TERMINAL = """
@@ -70,6 +73,16 @@ class Desk:
         reply = self.bed.oned.instantiate(vm, host, self.bed.system)
         assert reply.success, reply.error
         return vm
+
+    def keep_copy(self, replica: str, vm_id: int, disk: str = "disk.0", *, age: float) -> str:
+        """A recovery copy, so many seconds old, lies on a replica now; its path."""
+        point = int((time.time() - age) * 1000)
+        copy = recovery.new(Path(DATASTORES, "replica_snaps", str(vm_id)), disk, point)
+        node = self.node(replica)
+        node.run(["mkdir", "-p", str(copy.directory)])
+        node.write(str(copy.file), "blocks")
+        node.write(str(copy.directory / recovery.RECORD), '{"image": ""}')
+        return str(copy.file)
 
     def off(self, vm: Vm) -> None:
         self.bed.cloud.set_state(vm, objects.POWEROFF)
