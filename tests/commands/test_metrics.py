@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from tests.commands.conftest import Desk
-from tests.drivers.conftest import BIG, MEDIUM_QCOW2
+from tests.drivers.conftest import BIG, MEDIUM_QCOW2, configure_system
+from tests.oned import objects
+from tests.oned.objects import Vm
 
 
 def figures(text: str) -> dict[str, float]:
@@ -52,6 +54,54 @@ def test_a_disk_without_any_recovery_copy(desk: Desk) -> None:
     desk.bed.cloud.save(vm)
     found = figures(desk.run("metrics"))
     assert found[f'onestor_recovery_missing{{disk="disk.0",vm="{vm.id}"}}'] == 1
+
+
+def asking(desk: Desk) -> Vm:
+    """A VM that runs, as oned knows it; its disk asks for a recovery copy each minute."""
+    cloud = desk.bed.cloud
+    disk = cloud.image_disk(desk.bed.image(MEDIUM_QCOW2), RECOVERY_SNAPSHOT_FREQ="60")
+    vm = desk.bed.vm(disk)
+    cloud.place(vm, "host01", desk.bed.system)
+    cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
+    return vm
+
+
+def test_the_age_of_recovery_copies(desk: Desk) -> None:
+    """One that no disk asks for any more is late for nobody."""
+    configure_system(desk.bed, REPLICA_HOST="host04")
+    vm = asking(desk)
+    desk.keep_copy("host04", vm.id, age=1000)
+    desk.keep_copy("host04", 99, age=2000)
+    found = figures(desk.run("metrics"))
+    own, other = (f'{{disk="disk.0",vm="{number}"}}' for number in (vm.id, 99))
+    age = found[f"onestor_recovery_age_seconds{own}"]
+    assert 1000 <= age < 1900
+    assert abs(age - 60 - found[f"onestor_recovery_lag_seconds{own}"]) < 0.01
+    assert found[f"onestor_recovery_missing{own}"] == 0
+    assert found[f"onestor_recovery_age_seconds{other}"] >= 2000
+    assert sum(other in name for name in found) == 1
+
+
+def test_a_replica_that_is_down_may_have_the_copy(desk: Desk) -> None:
+    """No disk is said to be without one then."""
+    configure_system(desk.bed, REPLICA_HOST="host03 host04")
+    desk.bed.configure('CONNECT_TIMEOUT="1"\n')
+    vm = asking(desk)
+    desk.keep_copy("host04", vm.id, age=1000)
+    desk.node("host04").cut()
+    assert "recovery" not in desk.run("metrics")
+
+
+def test_what_was_counted_is_told_without_oned(desk: Desk) -> None:
+    """Nothing is said of copies then, and the exit status tells of it."""
+    vm = desk.started(desk.bed.image(MEDIUM_QCOW2))
+    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "60"
+    desk.bed.cloud.save(vm)
+    url = "http://127.0.0.1:1/RPC2"
+    found = figures(desk.run("metrics", status=1, ONE_XMLRPC=url))
+    assert found['onestor_actions_total{action="clone",outcome="ok"}'] == 1
+    assert not any("recovery" in name for name in found)
+    assert "ask oned" in desk.complaints and url in desk.complaints
 
 
 def test_a_file_for_the_collector(desk: Desk) -> None:
