@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tests.drivers.conftest import (
     entry_of,
     lock_held,
 )
-from tests.oned.objects import Image
+from tests.oned.objects import OFFLINE, Cluster, Host, Image
 from tests.testbed import AGENT, DATASTORES
 from tests.waiting import wait_until
 
@@ -109,6 +110,69 @@ def test_a_host_that_does_not_answer(desk: Desk) -> None:
     desk.node("host03").cut()
     (row,) = desk.rows("cache", "list", status=1)
     assert row["host"] == "host01" and "host03" in desk.complaints
+
+
+@contextlib.contextmanager
+def added_host(desk: Desk, name: str, cluster: Cluster) -> Iterator[Host]:
+    """oned knows one more host for the time of the block."""
+    host = desk.bed.cloud.add_host(name, cluster)
+    try:
+        yield host
+    finally:
+        cluster.hosts.remove(host.id)
+        desk.bed.cloud.save(cluster)
+        desk.bed.cloud.delete(host)
+
+
+@contextlib.contextmanager
+def offline(desk: Desk, *names: str) -> Iterator[None]:
+    """Hosts are offline, and get no packets, for the time of the block."""
+    hosts = [host for host in desk.bed.cloud.hosts.values() if host.name in names]
+    states = [host.state for host in hosts]
+    for host in hosts:
+        host.state = OFFLINE
+        desk.node(host.name).cut()
+    desk.bed.cloud.save(*hosts)
+    try:
+        yield
+    finally:
+        for host, host.state in zip(hosts, states):
+            desk.node(host.name).heal()
+        desk.bed.cloud.save(*hosts)
+
+
+def test_nobody_expects_an_answer_of_hosts_that_are_offline(desk: Desk) -> None:
+    """Neither of a replica among them, nor of the hosts of other drivers' clusters."""
+    use_replica(desk, "host03")
+    elsewhere = desk.bed.cloud.add_cluster("elsewhere")
+    with offline(desk, "host02", "host03"), added_host(desk, "host99", elsewhere):
+        rows = desk.rows("cache", "prune")
+    desk.bed.cloud.delete(elsewhere)
+    assert {row["host"] for row in rows} == {"host01", "host04"}
+    assert desk.complaints == ""
+
+
+def test_a_host_by_a_name_that_no_host_can_have(desk: Desk) -> None:
+    """As those of VMware: the others are asked, and it is told."""
+    with added_host(desk, "vcenter one", desk.bed.cloud.clusters[0]) as host:
+        rows = desk.rows("cache", "prune")
+    assert {row["host"] for row in rows} == set(ALL.split(","))
+    (line,) = desk.complaints.splitlines()
+    assert f"host {host.id} is left out: " in line and "'vcenter one' is no host" in line
+
+
+def test_a_name_of_several_images(desk: Desk) -> None:
+    """As those of two owners may be called; an id is that of one, whatever others are called."""
+    image, kept = desk.bed.image(MEDIUM_QCOW2), desk.bed.image(MEDIUM_QCOW2, persistent=True)
+    for each in (image, kept):
+        each.name = "debian"
+        desk.bed.cloud.save(each)
+    desk.run("cache", "show", "debian", status=1)
+    assert f"'debian' is the name of several: {image.id}, {kept.id}" in desk.complaints
+    image.name = str(kept.id)
+    desk.bed.cloud.save(image)
+    desk.run("cache", "warm", str(kept.id), "--hosts", "host01", status=1)
+    assert "persistent" in desk.complaints
 
 
 def test_verify_repairs(desk: Desk) -> None:
