@@ -11,10 +11,16 @@ import pytest
 from tests.cluster import Node
 from tests.commands.conftest import Desk
 from tests.commands.test_output import expect, masked
-from tests.drivers.conftest import MEDIUM_QCOW2, host_attribute, make_sources, program_before
+from tests.drivers.conftest import (
+    MEDIUM_QCOW2,
+    host_attribute,
+    make_sources,
+    of_driver,
+    program_before,
+)
 from tests.hypervisor import Kvm
 from tests.install_tests.test_configure import STOCK
-from tests.testbed import DATASTORES, register, running_testbed
+from tests.testbed import DATASTORES, REMOTES, register, running_testbed
 from tests.waiting import wait_until
 
 VERSION = ["virsh", "-c", "qemu:///system", "version"]
@@ -160,6 +166,21 @@ def no_qemu_img(desk: Desk) -> Iterator[None]:
     missing = 'echo "qemu-img: not found" >&2; exit 127'
     with program_before(desk.node("host03"), "qemu-img", missing):
         yield
+
+
+@fault(("error", "front-end", "qemu-img"))
+def no_qemu_img_on_the_front_end(desk: Desk) -> Iterator[None]:
+    missing = 'echo "qemu-img: not found" >&2; exit 127'
+    with program_before(desk.bed.frontend, "qemu-img", missing):
+        yield
+
+
+@fault(("error", "front-end", "remotes"))
+def a_script_is_missing(desk: Desk) -> Iterator[None]:
+    script = desk.bed.frontend.path(f"{REMOTES}/tm/onestor/monitor_ds")
+    away = script.rename(script.with_suffix(".away"))
+    yield
+    away.rename(script)
 
 
 @fault(("error", "host02", "libvirt"))
@@ -332,6 +353,23 @@ def test_no_agent_no_oned(desk: Desk) -> None:
     assert "Traceback" not in desk.complaints
     url = "http://127.0.0.1:1/RPC2"
     assert found(desk, ONE_XMLRPC=url) == {("error", "front-end", "oned")}
+
+
+def test_no_datastore_of_onestor(desk: Desk) -> None:
+    """There is no host to look at; how to have one is said."""
+    with of_driver(desk.bed, desk.bed.system, "ssh"):
+        rows = desk.rows("doctor")
+    (row,) = [row for row in rows if row["level"] != "ok"]
+    assert (row["level"], row["host"], row["check"]) == ("warning", "oned", "datastores")
+    assert "TM_MAD = onestor" in row["mend"]
+
+
+def test_settings_that_cannot_be_read(desk: Desk) -> None:
+    """Hosts cannot be asked with them: that alone is told, with the attribute and its file."""
+    desk.bed.configure('LIBVIRT_URI="here"\n')
+    (row,) = desk.rows("doctor", status=1)
+    assert (row["level"], row["check"]) == ("error", "attributes")
+    assert "LIBVIRT_URI of" in row["text"] and "onestorrc is 'here'" in row["text"]
 
 
 def test_how_it_looks(desk: Desk) -> None:

@@ -13,6 +13,7 @@ from tests.drivers.conftest import (
     MEDIUM,
     MEDIUM_QCOW2,
     content,
+    of_driver,
     program_before,
     unfinished,
     write,
@@ -202,6 +203,8 @@ def test_disks_of_another_driver_are_left_alone(desk: Desk, vm: Vm) -> None:
     record.tm_mad = "onestor"
     disk.update(CLONE="NO", LN_TARGET="NONE")
     refused("disk.0 is not a file in the VM's directory")
+    with of_driver(desk.bed, desk.bed.system, "ssh"):
+        refused(f"VM {vm.id} is in datastore 102 of another driver")
 
 
 def test_a_link_to_an_image_is_not_detached_from_it(desk: Desk, vm: Vm) -> None:

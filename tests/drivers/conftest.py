@@ -183,6 +183,18 @@ def host_attribute(bed: Testbed, name: str, **attributes: str) -> Iterator[None]
         bed.cloud.save(host)
 
 
+@contextlib.contextmanager
+def of_driver(bed: Testbed, datastore: Datastore, driver: str) -> Iterator[None]:
+    """A datastore is of another driver for the time of the block."""
+    before, datastore.tm_mad = datastore.tm_mad, driver
+    bed.cloud.save(datastore)
+    try:
+        yield
+    finally:
+        datastore.tm_mad = before
+        bed.cloud.save(datastore)
+
+
 def entry_of(image: Image) -> str:
     """Where an image lies in every cache: the path it has in its datastore."""
     return image.source.replace("//", "/")
