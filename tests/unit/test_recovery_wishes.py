@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from onestor_lib.agent.errors import InvalidInput, Missing
-from onestor_lib.frontend import config, xml
-from onestor_lib.frontend.services import recovery_pass
-from onestor_lib.frontend.services.recovery import Cloud
+from onestor_lib.frontend import arguments, config, xml
+from onestor_lib.frontend.log import Log
+from onestor_lib.frontend.services import recovery_pass, vms
+from onestor_lib.frontend.services.recovery import Cloud, warn_of_no_copies
 
 COPY = {"image": "5"}
 FREQUENCY = "<RECOVERY_SNAPSHOT_FREQ>60</RECOVERY_SNAPSHOT_FREQ>"
@@ -77,3 +79,53 @@ def test_the_size_that_a_host_tells_of_a_copy_is_compared_with_oned_s(told: str)
     if told == "10":
         with pytest.raises(InvalidInput, match="it has 1073741824 bytes, the disk 10485760"):
             recovery_pass._require_size(wanted, 1 << 30)
+
+
+def warned(disk: str = ASKS, *, vm_mad: str = "kvm", replicas: str = "r1") -> str:
+    """What is said when disk.0 of VM 7 is made on host01."""
+    history = f"<HISTORY_RECORDS><HISTORY><VM_MAD>{vm_mad}</VM_MAD></HISTORY></HISTORY_RECORDS>"
+    vm = xml.parse(f"<VM><TEMPLATE>{disk}</TEMPLATE>{history}</VM>".encode(), "VM 7")
+    target = arguments.vm_path("host01:/var/lib/one/datastores/102/7/disk.0", 7)
+    settings = config.Settings(config.TM_ATTRIBUTES, {"REPLICA_HOST": replicas})
+    stderr = io.StringIO()
+    log = Log("clone", stderr=stderr)
+    warn_of_no_copies(vm, vms.template_of(vm, target), target, settings, log)
+    return stderr.getvalue()
+
+
+@pytest.mark.parametrize("vm_mad", ["kvm", "qemu", ""])
+def test_G17_nothing_is_said_of_a_disk_that_will_have_copies(vm_mad: str) -> None:
+    assert warned(vm_mad=vm_mad) == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (
+            {"disk": ASKS.replace("60", "hourly")},
+            "RECOVERY_SNAPSHOT_FREQ is 'hourly', not a number",
+        ),
+        ({"replicas": "r1 -oProxyCommand=x"}, "'-oProxyCommand=x' is no host"),
+        ({"replicas": ""}, "its system datastore has no REPLICA_HOST"),
+        ({"replicas": "host01"}, "the only REPLICA_HOST is the VM's own host"),
+        ({"vm_mad": "lxc"}, "no libvirt runs it"),
+        ({"vm_mad": "lxc", "replicas": ""}, "no libvirt runs it"),
+    ],
+)
+def test_G17_why_a_disk_will_have_no_copies(changed: dict[str, str], reason: str) -> None:
+    said = warned(**changed)
+    assert said.startswith("WARN: clone: VM 7 disk.0 gets no recovery copies: ")
+    assert said.endswith(f"{reason}\n")
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        ASKS.replace(FREQUENCY, ""),
+        ASKS.replace("60", "0"),
+        ASKS.replace(FREQUENCY, f"{FREQUENCY}<READONLY>yes</READONLY>"),
+        ASKS.replace(FREQUENCY, f"{FREQUENCY}<TYPE>swap</TYPE>"),
+    ],
+)
+def test_nothing_is_said_of_a_disk_that_asks_for_none(disk: str) -> None:
+    assert warned(disk, replicas="", vm_mad="lxc") == ""
