@@ -163,6 +163,8 @@ def test_L11_a_datastore_with_vms_of_the_ssh_driver(site: Site) -> None:
 def test_what_cannot_be_adopted(site: Site) -> None:
     cloud = site.bed.cloud
     assert "adopt datastore: oned knows no datastore '999'" in site.adopt("999", status=4)
+    said = site.adopt(site.images.name, status=2)
+    assert f"'os_images' is the name of {site.bed.images.id}, 111; give the id" in said
     said = site.adopt("111", status=3)
     assert "datastore 111 (os_images) is no system datastore" in said
     for name, value, cause in (
