@@ -1,4 +1,4 @@
-"""frontend.services.recovery: which copies on a replica may still be of use, and which never."""
+"""frontend.services.recovery: which copies are of use still, and why a disk will have none."""
 
 from __future__ import annotations
 
