@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from onestor_lib.agent import channel
+from onestor_lib.agent import channel, frames
 from onestor_lib.agent.channel import ByteSource
 from onestor_lib.agent.errors import HostUnreachable
+from onestor_lib.agent.server import _RawPipe
 
 
 @pytest.fixture
@@ -28,6 +29,16 @@ def test_what_was_read_ahead_is_not_lost(pipe: tuple[ByteSource, int]) -> None:
     os.write(write, b" and more")
     assert source.read_exactly(9, 1) == b"\nrest and"
     assert source.read_exactly(0, 0) == b""
+
+
+def test_a_message_in_the_place_of_the_first_frame_is_read_as_one(
+    pipe: tuple[ByteSource, int],
+) -> None:
+    source, write = pipe
+    os.write(write, b'{"refusal": {"step": "send"}}\nnext\n')
+    with pytest.raises(EOFError):
+        frames.read(_RawPipe(source, channel.Writer(write)._put), 1)
+    assert [source.read_line(1) for _ in range(2)] == [b'{"refusal": {"step": "send"}}', b"next"]
 
 
 def test_waits_end(pipe: tuple[ByteSource, int]) -> None:
