@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,23 @@ def test_records_survive_and_damage_counts_as_none(tmp_path: Path) -> None:
     for damage in (b"", b"[1]", b"{", b"\xff"):
         vm_directory.record_path(disk).write_bytes(damage)
         assert vm_directory.read_record(disk) == {}
+
+
+def test_G1_which_placement_of_the_vm_made_what_is_there(tmp_path: Path) -> None:
+    """A directory that is gone, or has no records, is of none: nobody made anything there."""
+    directory = tmp_path / "7"
+    for place in (directory, directory / "disk.0"):
+        assert vm_directory.placement(place) == -1
+    directory.mkdir()
+    (directory / "disk.0").write_text("")
+    assert vm_directory.placement(directory) == -1
+    for disk, placement in (("disk.0", "5"), ("disk.1", "3")):
+        (directory / disk).write_text("")
+        vm_directory.write_record(directory / disk, {"sequence": placement})
+    assert vm_directory.placement(directory) == 5
+    assert vm_directory.placement(directory / "disk.1") == 3
+    vm_directory.record_path(directory / "disk.1").write_text("damaged")
+    assert vm_directory.placement(directory) == sys.maxsize
 
 
 @pytest.mark.parametrize("name", [vm_directory.DRIVER, vm_directory.REPLICA])
