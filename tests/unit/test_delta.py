@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onestor_lib.agent import delta
+from onestor_lib.agent.bandwidth import Limit
 from onestor_lib.agent.delta import BLOCK
 from onestor_lib.agent.errors import OnestorError, TransferFailed
 
@@ -62,7 +63,7 @@ def ends() -> tuple[End, End]:
 
 def cross(
     tmp_path: Path, content: bytes, older: bytes | None, *, known: bytes | None = None,
-    damage: bytes = b"", cut: bool = False,
+    damage: bytes = b"", cut: bool = False, limit: Limit | None = None,
 ) -> tuple[bytes, int]:  # fmt: skip
     """What arrives, and how many bytes have crossed for it."""
     source, target, before = (tmp_path / name for name in ("source", "target", "before"))
@@ -82,7 +83,7 @@ def cross(
         try:
             if cut:
                 return
-            delta.send(sender, fd, len(content), stall=5, on_progress=lambda *_: None, limit=None)
+            delta.send(sender, fd, len(content), stall=5, on_progress=lambda *_: None, limit=limit)
         except (OnestorError, OSError, EOFError, ValueError) as error:
             failures.append(error)
         finally:
@@ -132,6 +133,20 @@ def test_G19_damage_on_the_way_is_noticed(tmp_path: Path) -> None:
         cross(tmp_path, A + B, None, damage=B)
     with pytest.raises(TransferFailed, match="went away"):
         cross(tmp_path, A, None, cut=True)
+
+
+def test_K9_what_crosses_keeps_the_rate_of_the_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else: neither zeros nor what the receiver has take any of it."""
+    now = [5_000_000_000]  # ns: time that passes only while somebody sleeps
+    monkeypatch.setattr("time.monotonic_ns", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: now.append(now.pop() + round(seconds * 1e9)))
+    begin = now[0]
+    limit = Limit("host1", 10 * BLOCK, tmp_path)
+    content = A + ZERO + B + C + b"end"
+    assert cross(tmp_path, content, B, limit=limit) == (content, 2 * BLOCK + 3)
+    assert now[0] - begin == pytest.approx(0.2e9, rel=1e-3)
 
 
 PIECES = st.lists(st.sampled_from([A, B, C, ZERO, b"x" * 5]), max_size=6).map(b"".join)
