@@ -7,11 +7,12 @@ import lzma
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from onestor_lib.agent import intake, sources
+from onestor_lib.agent import bandwidth, intake, sources
 from onestor_lib.agent.chunks import CHUNK
 from onestor_lib.agent.errors import (
     HostUnreachable,
@@ -183,6 +184,23 @@ class TestRemote:
 
     def open(self, remote: Importing) -> RemoteSource:
         return RemoteSource(remote.description, step="copy", stall=5.0)
+
+    def test_K9_LIMIT_TRANSFER_BW(self, remote: Importing, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of what crosses: a hole takes no time."""
+        now = [1000.0]  # of the pace alone: it passes only while that sleeps
+        clock = SimpleNamespace(
+            monotonic=lambda: now[0],
+            sleep=lambda seconds: now.append(now.pop() + seconds),
+        )
+        monkeypatch.setattr(bandwidth, "time", clock)
+        draw(remote.file, "A--B", b"tail")
+        remote.source["rate"] = MB // 4
+        content = b"".join(
+            bytes(int(piece)) if isinstance(piece, Zeros) else piece
+            for piece in self.open(remote).pieces()
+        )
+        assert content == remote.file.read_bytes()
+        assert now[0] - 1000 == pytest.approx(8, rel=1e-3)
 
     def test_A3_a_connection_that_breaks_goes_on(
         self, remote: Importing, monkeypatch: pytest.MonkeyPatch
