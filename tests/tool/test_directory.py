@@ -152,6 +152,34 @@ def test_D16_a_vm_that_runs_nowhere_keeps_both_directories(
     assert (place.source / "disk.0").exists() and (place.target / "disk.0").exists()
 
 
+RUNNING = {**DOMAIN, "domain": "test"}
+
+
+@pytest.mark.parametrize(
+    ("moved_host", "domain", "cause"),
+    [
+        (True, DOMAIN, "the VM does not run there"),
+        (False, DOMAIN, "the VM does not run there"),
+        (True, RUNNING, "the VM is running here"),
+    ],
+)
+def test_D16_a_source_stays_unless_the_vm_has_left_it(
+    place: Place, moved_host: bool, domain: dict[str, str], cause: str
+) -> None:
+    """Even where the target has all of it: what oned says of the VM is not what libvirt says."""
+    place.arrive("disk.0")
+    with pytest.raises(NotAllowed, match=cause):
+        place.run("retire", domain=domain, moved_host=moved_host)
+    assert os.listdir(place.source) == ["disk.0"] and os.listdir(place.target) == ["disk.0"]
+
+
+def test_D12_a_target_stays_while_the_vm_runs_there(place: Place) -> None:
+    place.arrive("disk.0")
+    with pytest.raises(NotAllowed, match="the VM is running there"):
+        place.run("abandon", domain=RUNNING)
+    assert os.listdir(place.source) == ["disk.0"] and os.listdir(place.target) == ["disk.0"]
+
+
 @pytest.mark.parametrize("what", ["marker", "disk.0"])
 def test_D3_D5_a_name_that_cannot_be_looked_up_is_an_error(
     place: Place, monkeypatch: pytest.MonkeyPatch, what: str
@@ -214,7 +242,7 @@ def test_G1_what_was_left_behind_is_never_used(place: Place) -> None:
 def test_G1_what_was_left_behind_stays_while_the_vm_runs_there(place: Place) -> None:
     place.arrive("disk.0")
     with pytest.raises(NotAllowed, match="the VM is running there"):
-        place.run("move", notes={"target": 3, "domain": {**DOMAIN, "domain": "test"}}, **HOW)
+        place.run("move", notes={"target": 3, "domain": RUNNING}, **HOW)
     assert (place.target / "disk.0").exists()
 
 
