@@ -9,7 +9,8 @@ import pytest
 
 from onestor_lib.agent import recovery
 from onestor_lib.agent.operations import recovery as operations
-from tests.tool.conftest import Agents
+from tests.tool import writing
+from tests.tool.conftest import MB, Agents
 from tests.tool.placing import RECEIVER, run_and_die
 from tests.tool.writing import Fetched
 
@@ -40,3 +41,18 @@ def test_of_several_copies_from_tomorrow_the_youngest_stays_until_the_new_one_is
     operations._put_behind(tmp_path, "disk.0", recovery.newest(tmp_path, "disk.0"), 10**13 - 2)
     (left,) = recovery.of_vm(tmp_path)
     assert left.point == 1 and left.record() == {"made": 10**13 - 1}
+
+
+def test_K9_a_copy_shares_the_rate_of_its_link(
+    tmp_path: Path, agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note of a link, which all senders share, is made where there is a rate to keep."""
+    fetched = Fetched(tmp_path, agents, RECEIVER)
+    notes = ".onestor-link-*"
+    assert list(tmp_path.rglob(notes)) == []
+    monkeypatch.setitem(writing.HOW, "bytes_per_second", 32 * MB)
+    with agents.start() as agent:
+        fetched.run(agent)
+    fetched.assert_done()
+    (note,) = tmp_path.rglob(notes)
+    assert note.parent == fetched.outgoing.parent
