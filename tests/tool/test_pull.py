@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 
-from onestor_lib.agent import companions, crashpoints, locks, origin, transfer
+from onestor_lib.agent import channel, companions, crashpoints, locks, origin, transfer
 from onestor_lib.agent.cache import record
 from onestor_lib.agent.cache.entry import Entry
 from onestor_lib.agent.chunks import CHUNK
@@ -24,6 +25,7 @@ from onestor_lib.agent.errors import (
     OnestorError,
     TransferFailed,
 )
+from onestor_lib.agent.operations import cache as operations
 from onestor_lib.agent.version import Version
 from onestor_lib.frontend import bundle
 from tests.tool.conftest import (
@@ -33,7 +35,7 @@ from tests.tool.conftest import (
     draw,
     temporaries,
 )
-from tests.tool.placing import BULK, RECEIVER, limits, send, wanted
+from tests.tool.placing import BULK, RECEIVER, LocalCall, limits, send, wanted
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("payload")
@@ -418,6 +420,91 @@ def test_A6_B11_never_two_writers_of_one_part(agent: AgentClient, pulling: Pulli
             send(pulling.origin, pulling.part, stall=0.3)
     pulling.pull(agent)
     pulling.assert_complete()
+
+
+class Sending:
+    """A replica that sends what it holds, and the receiver's end of the connection."""
+
+    def __init__(self, pulling: Pulling) -> None:
+        self.call = LocalCall(pulling.answer)
+        self._image = pulling.image()
+        operations.hold(self.call, image=self._image, marker=str(pulling.marker))
+        self._reads, sends = os.pipe()
+        receives, self._writes = os.pipe()
+        self._open = {self._reads, sends, receives, self._writes}
+        server = self.call._server
+        server.source, server.writer = channel.ByteSource(receives), channel.Writer(sends)
+        self.peer = channel.Writer(self._writes)
+
+    def ask(self) -> None:
+        """For all of it."""
+        self.peer._put(b"G" + bytes(12), 1)
+
+    def hang_up(self) -> None:
+        """Without a word."""
+        self._close(self._writes)
+
+    def hang_up_after(self, count: int) -> None:
+        """When so many bytes have come, which is less than there are."""
+        while count > 0:
+            count -= len(os.read(self._reads, count))
+        self._close(self._reads)
+
+    def run(self, stall: float = 10.0) -> None:
+        operations.read(self.call, receiver="h1", stall=stall, bytes_per_second=0, bulk=BULK)
+
+    def close(self) -> None:
+        self.call._server.kept.close()
+        for fd in list(self._open):
+            self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        os.close(fd)
+        self._open.discard(fd)
+
+
+@pytest.fixture
+def sending(pulling: Pulling, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
+    monkeypatch.setattr(operations, "_held", [])
+    made = Sending(pulling)
+    yield made
+    made.close()
+
+
+def test_A3_a_receiver_that_goes_away_before_it_has_asked(sending: Sending) -> None:
+    sending.hang_up()
+    with pytest.raises(TransferFailed, match=r"^send: the receiver went away$"):
+        sending.run()
+
+
+def test_A3_a_receiver_that_fails_before_it_has_asked(sending: Sending) -> None:
+    """It says so in a message, which is not lost."""
+    message = b'{"refusal": {"step": "receive"}}\n'
+    sending.peer._put(message, 1)
+    with pytest.raises(TransferFailed, match=r"^send: the receiver went away$"):
+        sending.run()
+    assert sending.call._server.source.read_line(1) + b"\n" == message
+
+
+def test_A3_a_receiver_that_goes_away_in_the_middle(sending: Sending) -> None:
+    sending.ask()
+    with ThreadPoolExecutor(1) as pool:
+        gone = pool.submit(sending.hang_up_after, 1000)
+        with pytest.raises(TransferFailed, match=r"^send: "):
+            sending.run()
+        gone.result()
+
+
+def test_A19_a_receiver_that_takes_nothing_more(sending: Sending) -> None:
+    sending.ask()
+    with pytest.raises(TransferFailed, match=r"^send: "):
+        sending.run(stall=0.05)
+
+
+def test_A8_a_receiver_that_asks_for_nonsense(sending: Sending) -> None:
+    sending.peer._put(b"D" + bytes(12), 1)
+    with pytest.raises(TransferFailed, match=r"^send: the stream is damaged$"):
+        sending.run()
 
 
 class TestSend:
