@@ -20,6 +20,7 @@ from tests.drivers.conftest import (
     SOURCES,
     agent_call,
     agent_call_argv,
+    bridged,
     cached_names,
     clone,
     companion,
@@ -403,3 +404,17 @@ def test_A21_B15_orphans_go_when_they_are_old_enough(bed: Testbed) -> None:
     assert "101/somebody's file" in left
     assert "the image is no more" in bed.log()
     assert "an interrupted fill" in bed.log()
+
+
+def test_B15_C11_a_bridge_host_says_which_images_are_no_more(bed: Testbed) -> None:
+    """What the front-end has at the same place says nothing of them."""
+    configure_system(bed, CACHE_ORPHAN_AGE="3600")
+    host, bridge = bed.hosts[0], bed.hosts[1]
+    deleted, new = (noise(bed, 1, seed) for seed in range(2))
+    clone(bed, deleted, host)
+    last_use(host, deleted, 2 * HOUR)
+    bridged(bed, new, bridge)
+    clone(bed, new, host)
+    assert bed.frontend.exists(entry_of(deleted))
+    assert cached_names(bed, host) == names(new)
+    assert warnings(bed) == []

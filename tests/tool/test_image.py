@@ -25,6 +25,7 @@ from onestor_lib.agent import (
     transfer,
 )
 from onestor_lib.agent.cache.entry import Entry
+from onestor_lib.agent.client import AgentClient
 from onestor_lib.agent.errors import (
     CommandFailed,
     HostUnreachable,
@@ -651,6 +652,17 @@ class TestDescribe:
     def test_H28_a_missing_image_is_named(self, importing: Importing) -> None:
         with pytest.raises(Missing, match=f"read image {importing.image}: no such file"):
             self.describe(importing.image)
+
+
+def test_B15_which_images_are_no_more(tmp_path: Path, agent: AgentClient) -> None:
+    """A datastore that is not there, a volume that is not mounted perhaps, has lost none."""
+    datastore = tmp_path / "datastore"
+    asked: dict[str, Any] = {"directory": str(datastore), "names": ["0a", "0b", "0c", "../0d"]}
+    assert agent.call("image.missing", **asked) == {"names": []}
+    draw(datastore / "0a", "A")
+    (datastore / "0b").symlink_to("elsewhere")
+    draw(tmp_path / "0d", "D")
+    assert agent.call("image.missing", **asked) == {"names": ["0c", "../0d"]}
 
 
 def test_crash_points_of_these_operations_are_all_tested() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 
 from onestor_lib.agent.errors import NotAllowed
 from onestor_lib.agent.publish import temporary_name
-from onestor_lib.frontend import arguments
+from onestor_lib.frontend import arguments, config
+from onestor_lib.frontend.log import Log
 from onestor_lib.frontend.services import vms
+from onestor_lib.frontend.services.hosts import Hosts
+from onestor_lib.frontend.services.origin import Origin
 from onestor_lib.frontend.services.saving import Saving
 from onestor_lib.frontend.services.warming import _Chain
 
@@ -80,3 +84,19 @@ def test_of_something_else_than_an_image_of_the_cache(temporary: str) -> None:
     question = {"ask": "content", "temporary": path, "manifest": f"{path}.chunks", "reuse": False}
     with pytest.raises(NotAllowed, match="the host asks for what it must not have"):
         _Chain._answer(chain, 0, question)
+
+
+def test_B15_a_host_hears_of_the_images_beside_the_one_that_it_is_filled_with(
+    tmp_path: Path,
+) -> None:
+    """Whatever directory it names."""
+    for place in ("1/0a", "1/0b", "2/0c"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("content")
+    path = str(tmp_path / "1/0a")
+    settings = config.Settings(config.TM_ATTRIBUTES, {})
+    location = arguments.Location("localhost", path)
+    question = {"ask": "gone", "directory": str(tmp_path / "2"), "names": ["0b", "0c"]}
+    with Origin(Hosts(settings, Log("warm")), location, []) as origin:
+        chain: Any = SimpleNamespace(_path=path, _origin=origin)
+        assert _Chain._answer(chain, 0, question) == {"names": ["0c"]}
