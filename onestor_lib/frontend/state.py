@@ -21,28 +21,33 @@ def directory() -> Path:
     return Path(os.environ.get("HOME") or "/var/lib/one", ".onestor")
 
 
+def file(name: str) -> Path:
+    """Where what has a name ("kind/name") is kept."""
+    return directory() / f"{name}.json"
+
+
 def write(name: str, facts: dict[str, Any]) -> None:
     """Keep ``facts`` under ``name`` ("kind/name"); raises ``OSError``."""
-    file = directory() / f"{name}.json"
-    file.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    publish.sweep(file.parent)
-    publish.write_file(file, json.dumps(facts).encode("ascii") + b"\n", mode=0o640)
+    path = file(name)
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    publish.sweep(path.parent)
+    publish.write_file(path, json.dumps(facts).encode("ascii") + b"\n", mode=0o640)
 
 
 def remove(name: str) -> None:
     """Forget it; nothing there is forgotten already."""
     with contextlib.suppress(OSError):
-        (directory() / f"{name}.json").unlink()
+        file(name).unlink()
 
 
 def every(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """All of a kind: name ("kind/name") and facts; what is damaged is left out."""
     with contextlib.suppress(OSError):
-        for file in sorted((directory() / kind).glob("*.json")):
+        for path in sorted((directory() / kind).glob("*.json")):
             with contextlib.suppress(OSError, ValueError):
-                facts = json.loads(file.read_bytes())
-                if isinstance(facts, dict) and not file.name.startswith("."):
-                    yield f"{kind}/{file.stem}", facts
+                facts = json.loads(path.read_bytes())
+                if isinstance(facts, dict) and not path.name.startswith("."):
+                    yield f"{kind}/{path.stem}", facts
 
 
 def note_error(disk: tuple[int, str], cause: str) -> None:

@@ -147,6 +147,12 @@ def an_address_that_nobody_has(desk: Desk) -> Iterator[None]:
         yield
 
 
+@fault(("error", "host03", "attributes"))
+def an_address_that_is_none(desk: Desk) -> Iterator[None]:
+    with host_attribute(desk.bed, "host03", REPLICA_STORAGE_IP="10.0.0.1 x"):
+        yield
+
+
 @fault(("error", "host02", "clock"))
 def a_clock_is_ahead(desk: Desk) -> Iterator[None]:
     ahead = 'DONT_FAKE_MONOTONIC=1 exec faketime -f +5m /usr/bin/python3 "$@"'

@@ -473,7 +473,7 @@ def sending(pulling: Pulling, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sendi
 
 def test_A3_a_receiver_that_goes_away_before_it_has_asked(sending: Sending) -> None:
     sending.hang_up()
-    with pytest.raises(TransferFailed, match=r"^send: the receiver went away$"):
+    with pytest.raises(TransferFailed, match=r"^send \S+: the receiver went away$"):
         sending.run()
 
 
@@ -481,7 +481,7 @@ def test_A3_a_receiver_that_fails_before_it_has_asked(sending: Sending) -> None:
     """It says so in a message, which is not lost."""
     message = b'{"refusal": {"step": "receive"}}\n'
     sending.peer._put(message, 1)
-    with pytest.raises(TransferFailed, match=r"^send: the receiver went away$"):
+    with pytest.raises(TransferFailed, match=r"^send \S+: the receiver went away$"):
         sending.run()
     assert sending.call._server.source.read_line(1) + b"\n" == message
 
@@ -490,20 +490,20 @@ def test_A3_a_receiver_that_goes_away_in_the_middle(sending: Sending) -> None:
     sending.ask()
     with ThreadPoolExecutor(1) as pool:
         gone = pool.submit(sending.hang_up_after, 1000)
-        with pytest.raises(TransferFailed, match=r"^send: "):
+        with pytest.raises(TransferFailed, match=r"^send \S+: the receiver went away$"):
             sending.run()
         gone.result()
 
 
 def test_A19_a_receiver_that_takes_nothing_more(sending: Sending) -> None:
     sending.ask()
-    with pytest.raises(TransferFailed, match=r"^send: "):
+    with pytest.raises(TransferFailed, match=r"^send \S+: the receiver took nothing for 0 s$"):
         sending.run(stall=0.05)
 
 
 def test_A8_a_receiver_that_asks_for_nonsense(sending: Sending) -> None:
     sending.peer._put(b"D" + bytes(12), 1)
-    with pytest.raises(TransferFailed, match=r"^send: the stream is damaged$"):
+    with pytest.raises(TransferFailed, match=r"^send \S+: the stream is damaged$"):
         sending.run()
 
 

@@ -69,3 +69,4 @@ def test_a_disk_that_is_what_it_is_to_be_keeps_its_bitmaps(placing: Placing) -> 
     back_up(placing)
     assert not thin(placing)["done"]
     assert bitmaps(placing) == ["one-7-0"]
+    assert placing.warnings == []

@@ -167,8 +167,13 @@ def _send(
             sender = transfer.Sender(pipe, stall=stall, limit=limit)
             try:
                 work(sender, fd)
-            except (TimeoutError, EOFError, BrokenPipeError, ValueError) as error:
-                raise TransferFailed("send", str(error) or "the receiver went away") from error
+            except TimeoutError as error:
+                cause = f"the receiver took nothing for {stall:.0f} s"
+                raise TransferFailed("send", cause, path=str(path)) from error
+            except (EOFError, BrokenPipeError) as error:
+                raise TransferFailed("send", "the receiver went away", path=str(path)) from error
+            except ValueError as error:
+                raise TransferFailed("send", str(error), path=str(path)) from error
             except OnestorError as error:
                 frames.write_error(pipe, error, stall)
             except OSError as error:

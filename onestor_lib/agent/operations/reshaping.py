@@ -95,7 +95,8 @@ def flatten(
 
     The front-end is asked whether it is ``wanted`` still before the disk is replaced.
     """
-    with _off(call, path, image_format, "flatten disk", lock_timeout, bulk) as (disk, layers):
+    with _off(call, path, image_format, "flatten disk", lock_timeout, bulk) as found:
+        disk, layers, bitmaps = found
         done = len(layers) > 1 or disk.file.is_symlink()
         if done:
             if check_space:
@@ -106,6 +107,8 @@ def flatten(
                 _require_equal(disk, top, layers, timeout)
                 crashpoints.reach("flatten.compared")
                 call.ask("wanted")
+                if bitmaps:
+                    disk.warn_of_backups()
                 disk.replace(temporary, layers)
                 crashpoints.reach("flatten.replaced")
         record = vm_directory.read_record(disk.file)
@@ -131,7 +134,7 @@ def thin(
     The cache is filled first if need be (``content``, see ``disk.place``).
     """
     with contextlib.ExitStack() as stack:
-        disk, layers = stack.enter_context(
+        disk, layers, bitmaps = stack.enter_context(
             _off(call, path, "qcow2", "make disk thin", lock_timeout, bulk)
         )
         if len(layers) > 1:
@@ -165,6 +168,8 @@ def thin(
         vm_directory.write_record(disk.file, record)
         base.publish(mode=0o444, replace=os.path.lexists(final))
         crashpoints.reach("thin.based")
+        if bitmaps:
+            disk.warn_of_backups()
         disk.replace(temporary, layers)
         disk.tidy()
         return {"done": True, "bytes": disk.file.stat().st_blocks * 512}
@@ -173,8 +178,11 @@ def thin(
 @contextlib.contextmanager
 def _off(
     call: Call, path: str, image_format: str, step: str, lock_timeout: float, bulk: dict[str, Any]
-) -> Iterator[tuple[DiskFiles, list[chain.Layer]]]:
-    """The disk of a VM that is off and stays so: nobody opens it for writing meanwhile."""
+) -> Iterator[tuple[DiskFiles, list[chain.Layer], list[str]]]:
+    """The disk of a VM that is off and stays so: nobody opens it for writing meanwhile.
+
+    With its layers, and its bitmaps, which are lost when it is replaced.
+    """
     with held(call, path, image_format, step, lock_timeout) as disk:
         priority.lower(**bulk)
         layers = disk.layers(disk.file)
@@ -185,9 +193,7 @@ def _off(
                 cause = "it has internal snapshots, which would be lost"
                 raise NotAllowed(step, cause, path=str(layer.path))
         with qemu_img.barred(layers[0].path, step=step):
-            if disk.require_unused():
-                disk.warn_of_backups()
-            yield disk, layers
+            yield disk, layers, disk.require_unused()
 
 
 def _base(

@@ -36,8 +36,11 @@ def doctor(everything: bool, as_json: bool) -> None:
             for each in shown
         ]
         levels = [each.level for each in found]
-        counts = [levels.count(level) for level in (OK, WARNING, ERROR)]
-        verdict = "{} ok, {} warnings, {} errors".format(*counts)
+        warnings, errors = levels.count(WARNING), levels.count(ERROR)
+        verdict = (
+            f"{levels.count(OK)} ok, {warnings} warning{'s' if warnings != 1 else ''}, "
+            f"{errors} error{'s' if errors != 1 else ''}"
+        )
         if not shown:
             return Report(verdict, is_good)
         table = output.table(_COLUMNS, cells, levels=[each.level for each in shown])

@@ -133,7 +133,7 @@ class Caches:
             return before - sum(int(each["bytes"]) + int(each["part_bytes"]) for each in after)
 
         freed, failed = self.fleet.ask(self.machines, prune)
-        return [{"host": host, "freed": size} for host, size in freed.items()], failed
+        return [{"host": host, "freed": size} for host, size in sorted(freed.items())], failed
 
     def drop(self, image: xml.Element) -> tuple[list[Row], dict[str, OnestorError]]:
         """Remove the entries of an image, but for those in use just now."""
@@ -143,7 +143,7 @@ class Caches:
             return bool(self.fleet.call(machine, "cache.drop", path=path)["dropped"])
 
         dropped, failed = self.fleet.ask(self.machines, drop)
-        return [{"host": host, "dropped": done} for host, done in dropped.items()], failed
+        return [{"host": host, "dropped": done} for host, done in sorted(dropped.items())], failed
 
     def image(self, word: str) -> xml.Element:
         """The image of this id or name; raises :class:`Missing` and :class:`InvalidInput`."""

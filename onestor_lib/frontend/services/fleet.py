@@ -33,6 +33,7 @@ class Machine:
     cluster: str  # "" when oned does not know it
     tier: str
     settings: Settings  # with what the system datastore that it belongs to says
+    wrong: str = ""  # what is not right about its template
 
 
 class Fleet:
@@ -112,11 +113,17 @@ class Fleet:
                 settings = replicas.get(name) or self.settings_of(clusters[cluster])
                 tier = REPLICA if name in replicas else HOST
                 try:
-                    found[name] = Machine(
-                        arguments.host(name), storage_address(host), cluster, tier, settings
-                    )
+                    arguments.host(name)
                 except InvalidInput as error:  # of another hypervisor, for one
                     self._request.log.warn(f"host {host.text('ID')} is left out: {error}")
+                    continue
+                address, wrong = name, ""
+                try:
+                    address = storage_address(host)
+                except InvalidInput as error:
+                    wrong = f"REPLICA_STORAGE_IP: {error.cause}"
+                    self._request.log.warn(f"host {name}: {wrong}")
+                found[name] = Machine(name, address, cluster, tier, settings, wrong)
         for name, settings in replicas.items():
             found.setdefault(name, Machine(name, name, "", REPLICA, settings))
         return sorted(found.values(), key=lambda each: (each.tier != REPLICA, each.name))

@@ -41,7 +41,7 @@ def figures(request: Request) -> tuple[dict[str, float], bool]:
             if row[name] is not None:
                 series[tally.series(f"recovery_{name}_seconds", **labels)] = row[name]
         if row["frequency"] is not None and row["answered"]:
-            series[tally.series("recovery_missing", **labels)] = row["age"] is None
+            series[tally.series("recovery_missing", **labels)] = float(row["age"] is None)
     return series, True
 
 

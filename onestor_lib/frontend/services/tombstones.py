@@ -131,8 +131,10 @@ def sweep(request: Request) -> None:
         except HostUnreachable as error:
             unreachable.add(host)
             request.log.line("DEBUG", f"{name} stays: {error}")
-        except (OnestorError, KeyError, TypeError, ValueError) as error:
+        except OnestorError as error:
             request.log.warn(f"{name} stays: {error}")
+        except (KeyError, TypeError, ValueError):
+            request.log.warn(f"{state.file(name)} is damaged, and stays: look at it, and remove it")
 
 
 def _settle(request: Request, facts: dict[str, Any]) -> bool:

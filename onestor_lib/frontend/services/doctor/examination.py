@@ -16,8 +16,6 @@ def run(request: Request) -> list[Finding]:
     """All findings, the worst first."""
     try:
         fleet = Fleet(request)
-    except InvalidInput as error:
-        return [bad("datastores", "attributes", str(error), "onedatastore update")]
     except OnestorError as error:
         mend = "systemctl status opennebula, and look at ~oneadmin/.one/one_auth"
         return [bad(frontend.HERE, "oned", str(error), mend)]

@@ -28,6 +28,9 @@ _KEYS = "as oneadmin: ssh-keyscan {host} >> ~/.ssh/known_hosts, once you have co
 def judge(fleet: Fleet, answers: Answers) -> Iterator[Finding]:
     """The findings of every host."""
     for machine in fleet.machines:
+        if machine.wrong:
+            mend = f"onehost update {machine.name}"
+            yield bad(machine.name, "attributes", machine.wrong, mend)
         if error := answers.unreachable.get(machine.name):
             yield _unreachable(machine.name, error)
             continue
