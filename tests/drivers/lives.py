@@ -16,7 +16,14 @@ from typing import Callable, NamedTuple, TypeVar
 import pytest
 
 from onestor_lib.agent import crashpoints
-from tests.drivers.conftest import MEDIUM_QCOW2, agents, digest, unfinished
+from tests.drivers.conftest import (
+    CALL_ENVIRONMENT,
+    MEDIUM_QCOW2,
+    agents,
+    digest,
+    entry_of,
+    unfinished,
+)
 from tests.drivers.every_action import Step, Steps
 from tests.drivers.starts import PLANTED, Starts, counted_starts
 from tests.oned.reply import Reply
@@ -27,6 +34,7 @@ from tests.waiting import wait_until
 Files = dict[str, tuple[int, ...]]
 Fault = tuple[int, str]  # the number of a start that fails, and the crash point to die at; 0, ""
 
+_PRUNE = ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "cache", "prune"]
 _PASSED = "/var/tmp/onestor-passed"  # where, on each machine, crash points are noted
 
 
@@ -120,13 +128,17 @@ class Lives:
             wait_until(lambda: not any(map(agents, self.bed.cluster.nodes)), "agents end")
 
     def tidy(self) -> None:
-        """Have somebody sweep wherever somebody may have died."""
+        """Have somebody sweep wherever somebody may have died; no fill is left to be resumed."""
         bed = self.bed
         image = bed.import_image(MEDIUM_QCOW2)
         for host in bed.hosts[:2]:
             vm = bed.vm(image)
             assert bed.oned.instantiate(vm, host.name, bed.system).success
             assert all(reply.success for reply in bed.oned.recover_delete(vm))
+        for each in list(bed.cloud.images.values()):
+            if each.source and bed.frontend.exists(entry_of(each)):
+                assert bed.oned.delete_image(each).success
+        bed.frontend.run(_PRUNE, env=CALL_ENVIRONMENT)
         self.is_tidy = True
         self.rest()
 
