@@ -152,6 +152,9 @@ def test_G1_a_note_that_is_damaged_is_told_and_stays(notes: Notes) -> None:
     assert [re.findall(r"tombstones/(\d)", line) for line in warnings] == [
         [str(number)] for number in range(len(DAMAGED))
     ]
+    assert warnings[0].endswith(
+        "/tombstones/0.json is damaged, and stays: look at it, and remove it"
+    )
 
 
 @pytest.mark.parametrize("name", ["", "disk.1"])
