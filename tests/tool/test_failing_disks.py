@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,12 +169,26 @@ def failing_syncs(number: int, log: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """
     calls = "fsync,fdatasync"
     inject = f"inject={calls}:error=EIO:when={number}"
-    tracer = ["strace", "-f", "--seccomp-bpf", "-qq", "-A", "-o", str(log)]
+    tracer = ["strace", "-f", "-y", "--seccomp-bpf", "-qq", "-A", "-o", str(log)]
     tracer += ["-e", f"trace={calls}", "-e", inject]
     agent = openssh.local_agent_argv()
     with monkeypatch.context() as patch:
         patch.setattr(openssh, "local_agent_argv", lambda: [*tracer, *agent])
         yield [*tracer, *agent]
+
+
+def is_of_manifests(log: str) -> bool:
+    """Whether only the keeping of manifests has failed: without one an image is read once more."""
+    before: dict[str, str] = {}  # by thread: a directory is flushed for what was written before
+    for line in log.splitlines():
+        if not (call := re.match(r"(\d+)\s+f(?:data)?sync\(\d+<([^>]*)>", line)):
+            continue
+        thread, path = call.groups()
+        is_of_one = ".manifest" in path or ".manifest" in before.get(thread, "")
+        if "(INJECTED)" in line and not is_of_one:
+            return False
+        before[thread] = path
+    return True
 
 
 # Shifted, so that on one day it is not the same ones that have no room for files.
@@ -198,7 +213,9 @@ def test_C8_a_disk_that_fails_at_any_fsync(
             assert str(root) in str(failure), failure
             writing.assert_whole()
         else:
-            assert not reached or not writing.is_best(), "nobody was told of the failure"
+            told = str(root) in agents.logged.getvalue()  # a warning: it was done another way
+            missed = reached and not told and not is_of_manifests(log.read_text())
+            assert not missed, f"nobody was told of the failure of fsync {number}"
         if failure or not writing.is_best():  # the next one takes up what a fill has left
             with agents.start() as agent:
                 writing.run(agent)

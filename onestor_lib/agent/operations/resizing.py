@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onestor_lib.agent import chain, qemu_img, space, vm_directory
-from onestor_lib.agent.errors import OnestorError
+from onestor_lib.agent import chain, publish, qemu_img, space, vm_directory
+from onestor_lib.agent.errors import OnestorError, from_os_error
 from onestor_lib.agent.server import Call
 
 _STEP = "resize disk"
@@ -39,6 +39,10 @@ def _grow(disk: Path, image_format: str, size: int, *, sparse: bool, check_space
     if check_space and not sparse:
         space.require(file.parent, size - before)
     qemu_img.grow(file, image_format, size, allocate=not sparse, step=_STEP)
+    try:
+        publish.sync_file(file)  # qemu-img resize passes over an error of its own last flush
+    except OSError as error:
+        raise from_os_error(_STEP, error, where=file) from error
     after = chain.virtual_size(file, image_format, step=_STEP)
     if after != size:
         raise OnestorError(_STEP, f"it has {after} bytes instead of {size}", path=str(disk))
