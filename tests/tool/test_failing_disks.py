@@ -49,12 +49,13 @@ class Tiny:
         subprocess.run(["mount", "-o", options, str(self.point)], check=True)
 
     def empty(self) -> Path:
-        """A new directory, and nothing beside it."""
+        """A new directory, and nothing beside it but a page: of size 0 means without a limit."""
         self.limit()
-        for old in self.point.iterdir():
-            shutil.rmtree(old)
         new = self.point / "root"
+        if new.exists():
+            shutil.rmtree(new)
         new.mkdir()
+        (self.point / "page").write_bytes(b"x")
         return new
 
 
