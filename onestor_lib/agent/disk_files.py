@@ -69,8 +69,7 @@ class DiskFiles:
         if not self.file.exists():
             return []
         try:
-            if self.require_unused():
-                self.warn_of_backups()
+            self.warn_of_backups(self.require_unused())
             return self.layers(self.file)
         except qemu_img.InUse:
             raise
@@ -78,10 +77,11 @@ class DiskFiles:
             self._call.log("WARN", f"the disk could not be read before: {error}")
             return []
 
-    def warn_of_backups(self) -> None:
-        """Increments go from the bitmaps of the disk, which will be gone."""
-        warning = "the next backup of the VM has to be a full one (onevm backup --reset)"
-        self._call.log("WARN", warning)
+    def warn_of_backups(self, bitmaps: list[str]) -> None:
+        """Increments go from the bitmaps of the disk, if it has any, which will be gone."""
+        if bitmaps:
+            warning = "the next backup of the VM has to be a full one (onevm backup --reset)"
+            self._call.log("WARN", warning)
 
     def bitmaps(self, file: Path) -> list[str]:
         """Those in a disk or snapshot that no VM uses."""

@@ -46,8 +46,7 @@ def create(
         layers = disk.layers(disk.file)
         bitmaps = disk.require_unused()
         if disk.is_made_of(disk.snapshot(snapshot), layers):
-            if bitmaps:
-                disk.warn_of_backups()
+            disk.warn_of_backups(bitmaps)
             disk.become_regular(layers, check_space, timeout)
             layers = disk.layers(disk.file)
         with disk.new(snapshot) as temporary:

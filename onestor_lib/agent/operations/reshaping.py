@@ -107,8 +107,7 @@ def flatten(
                 _require_equal(disk, top, layers, timeout)
                 crashpoints.reach("flatten.compared")
                 call.ask("wanted")
-                if bitmaps:
-                    disk.warn_of_backups()
+                disk.warn_of_backups(bitmaps)
                 disk.replace(temporary, layers)
                 crashpoints.reach("flatten.replaced")
         record = vm_directory.read_record(disk.file)
@@ -168,8 +167,7 @@ def thin(
         vm_directory.write_record(disk.file, record)
         base.publish(mode=0o444, replace=os.path.lexists(final))
         crashpoints.reach("thin.based")
-        if bitmaps:
-            disk.warn_of_backups()
+        disk.warn_of_backups(bitmaps)
         disk.replace(temporary, layers)
         disk.tidy()
         return {"done": True, "bytes": disk.file.stat().st_blocks * 512}
