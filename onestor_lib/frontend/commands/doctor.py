@@ -19,7 +19,7 @@ def doctor(everything: bool, as_json: bool) -> None:
 
     def work(request: Request) -> Report:
         from onestor_lib.frontend.services.doctor import examination
-        from onestor_lib.frontend.services.doctor.findings import ERROR, OK, WARNING
+        from onestor_lib.frontend.services.doctor.findings import ERROR, OK, WARNING, counted
 
         found = examination.run(request)
         is_good = all(each.level != ERROR for each in found)
@@ -36,11 +36,9 @@ def doctor(everything: bool, as_json: bool) -> None:
             for each in shown
         ]
         levels = [each.level for each in found]
-        warnings, errors = levels.count(WARNING), levels.count(ERROR)
-        verdict = (
-            f"{levels.count(OK)} ok, {warnings} warning{'s' if warnings != 1 else ''}, "
-            f"{errors} error{'s' if errors != 1 else ''}"
-        )
+        warnings = counted(levels.count(WARNING), "warning")
+        errors = counted(levels.count(ERROR), "error")
+        verdict = f"{levels.count(OK)} ok, {warnings}, {errors}"
         if not shown:
             return Report(verdict, is_good)
         table = output.table(_COLUMNS, cells, levels=[each.level for each in shown])

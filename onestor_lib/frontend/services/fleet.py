@@ -113,20 +113,25 @@ class Fleet:
                 settings = replicas.get(name) or self.settings_of(clusters[cluster])
                 tier = REPLICA if name in replicas else HOST
                 try:
-                    arguments.host(name)
+                    found[name] = self._machine(host, tier, settings)
                 except InvalidInput as error:  # of another hypervisor, for one
                     self._request.log.warn(f"host {host.text('ID')} is left out: {error}")
-                    continue
-                address, wrong = name, ""
-                try:
-                    address = storage_address(host)
-                except InvalidInput as error:
-                    wrong = f"REPLICA_STORAGE_IP: {error.cause}"
-                    self._request.log.warn(f"host {name}: {wrong}")
-                found[name] = Machine(name, address, cluster, tier, settings, wrong)
         for name, settings in replicas.items():
             found.setdefault(name, Machine(name, name, "", REPLICA, settings))
         return sorted(found.values(), key=lambda each: (each.tier != REPLICA, each.name))
+
+    def _machine(self, host: xml.Element, tier: str, settings: Settings) -> Machine:
+        """A host as oned knows it; raises :class:`InvalidInput` for a name that no host can have.
+
+        One whose REPLICA_STORAGE_IP is no address is reached by its name.
+        """
+        name, cluster = arguments.host(host.text("NAME")), host.text("CLUSTER_ID")
+        try:
+            return Machine(name, storage_address(host), cluster, tier, settings)
+        except InvalidInput as error:
+            wrong = f"REPLICA_STORAGE_IP: {error.cause}"
+            self._request.log.warn(f"host {name}: {wrong}")
+            return Machine(name, name, cluster, tier, settings, wrong)
 
     def _replicas_of(self, system: xml.Element, settings: Settings) -> Iterator[str]:
         """The replicas of a system datastore; a word that is no host is told and left out."""

@@ -8,7 +8,7 @@ from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import arguments, xml
 from onestor_lib.frontend.config import Settings
 from onestor_lib.frontend.services import recovery
-from onestor_lib.frontend.services.doctor.findings import Finding, bad, good, warn
+from onestor_lib.frontend.services.doctor.findings import Finding, bad, counted, good, warn
 from onestor_lib.frontend.services.fleet import REPLICA, Fleet
 from onestor_lib.frontend.services.supply import limits
 
@@ -60,5 +60,5 @@ def _system(fleet: Fleet, system: xml.Element, known: set[str]) -> Iterator[Find
         text = "every host of its clusters is a REPLICA_HOST: none fetches from another"
         yield warn(name, "replica", text, mend)
     elif all(replica in known for replica in replicas):
-        text = f"{len(replicas)} replica{'' if len(replicas) == 1 else 's'}, {len(others)} hosts"
+        text = f"{counted(len(replicas), 'replica')}, {len(others)} hosts"
         yield good(name, "replica", text)

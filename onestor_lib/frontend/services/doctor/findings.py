@@ -27,3 +27,8 @@ def warn(host: str, check: str, text: str, mend: str) -> Finding:
 
 def bad(host: str, check: str, text: str, mend: str) -> Finding:
     return Finding(ERROR, host, check, text, mend)
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of them, in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

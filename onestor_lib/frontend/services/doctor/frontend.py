@@ -10,7 +10,7 @@ from onestor_lib.agent.errors import OnestorError
 from onestor_lib.frontend import boundary, log, registration, state
 from onestor_lib.frontend.services.doctor import asking, hosts
 from onestor_lib.frontend.services.doctor.asking import Answers
-from onestor_lib.frontend.services.doctor.findings import Finding, bad, good, warn
+from onestor_lib.frontend.services.doctor.findings import Finding, bad, counted, good, warn
 
 HERE = "front-end"
 _QUICK = 3.0  # seconds for a program
@@ -45,7 +45,7 @@ def _keys(answers: Answers) -> Finding:
         return problem(HERE, "ssh-agent", error.cause, "install the OpenSSH client")
     if result.ok:
         count = len(result.stdout.splitlines())
-        return good(HERE, "ssh-agent", f"has {count} key{'s' if count > 1 else ''}")
+        return good(HERE, "ssh-agent", f"has {counted(count, 'key')}")
     if result.status == _NO_KEYS:
         return problem(HERE, "ssh-agent", "has no key", "as oneadmin: ssh-add")
     return problem(HERE, "ssh-agent", result.reason, mend)

@@ -27,15 +27,15 @@ _KEYS = "as oneadmin: ssh-keyscan {host} >> ~/.ssh/known_hosts, once you have co
 
 def judge(fleet: Fleet, answers: Answers) -> Iterator[Finding]:
     """The findings of every host."""
+    ways = fleet.ways()
     for machine in fleet.machines:
         if machine.wrong:
-            mend = f"onehost update {machine.name}"
-            yield bad(machine.name, "attributes", machine.wrong, mend)
+            yield bad(machine.name, "attributes", machine.wrong, f"onehost update {machine.name}")
         if error := answers.unreachable.get(machine.name):
             yield _unreachable(machine.name, error)
             continue
         yield good(machine.name, "ssh", "the front-end gets there")
-        yield from _mesh(machine.name, answers, fleet.ways())
+        yield from _mesh(machine.name, answers, ways)
         try:
             with parallel.understood(machine.name):
                 found = [*_facts(fleet, machine, answers)]
