@@ -323,6 +323,11 @@ def _before(name: str) -> str:
     return f"/usr/local/bin/{name}"
 
 
+def onestor_argv(*words: str) -> list[str]:
+    """The command line of `onestor` on the front-end, to be run with CALL_ENVIRONMENT."""
+    return ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", *words]
+
+
 _CALL = """
 import json, sys
 from onestor_lib.frontend import boundary

@@ -22,6 +22,7 @@ from tests.drivers.conftest import (
     agents,
     digest,
     entry_of,
+    onestor_argv,
     unfinished,
 )
 from tests.drivers.every_action import Step, Steps
@@ -34,7 +35,6 @@ from tests.waiting import wait_until
 Files = dict[str, tuple[int, ...]]
 Fault = tuple[int, str]  # the number of a start that fails, and the crash point to die at; 0, ""
 
-_PRUNE = ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "cache", "prune"]
 _PASSED = "/var/tmp/onestor-passed"  # where, on each machine, crash points are noted
 
 
@@ -138,7 +138,7 @@ class Lives:
         for each in list(bed.cloud.images.values()):
             if each.source and bed.frontend.exists(entry_of(each)):
                 assert bed.oned.delete_image(each).success
-        bed.frontend.run(_PRUNE, env=CALL_ENVIRONMENT)
+        bed.frontend.run(onestor_argv("cache", "prune"), env=CALL_ENVIRONMENT)
         self.is_tidy = True
         self.rest()
 

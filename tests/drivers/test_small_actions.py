@@ -16,6 +16,7 @@ from tests.drivers.conftest import (
     SMALL,
     configure_system,
     digest,
+    onestor_argv,
     program_before,
     vm_files,
     warnings,
@@ -364,7 +365,7 @@ def test_D22_a_note_that_was_tampered_with_leads_nowhere_else(bed: Testbed) -> N
     assert bed.hosts[0].exists(f"{place}/disk.0")
 
 
-PASS = ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "recovery", "run"]
+PASS = onestor_argv("recovery", "run")
 
 
 class TestMarkers:

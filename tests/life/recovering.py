@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.cluster import Node, NodeProcess
-from tests.drivers.conftest import CALL_ENVIRONMENT, program_before, unfinished
+from tests.drivers.conftest import CALL_ENVIRONMENT, onestor_argv, program_before, unfinished
 from tests.life.conftest import World
 from tests.oned.objects import Vm
 from tests.oned.reply import Reply
@@ -21,7 +21,7 @@ ROOT = f"{DATASTORES}/replica_snaps"
 
 
 def argv(*words: str) -> list[str]:
-    return ["/usr/bin/python3", "-m", "onestor_lib.frontend.commands.onestor", "recovery", *words]
+    return onestor_argv("recovery", *words)
 
 
 def onestor(world: World, *words: str, **environment: str) -> str:

@@ -20,7 +20,7 @@ from onestor_lib.agent.operations import transfer as transfers
 from onestor_lib.agent.server import Call, Server
 from onestor_lib.agent.version import Version
 from onestor_lib.frontend import openssh
-from tests.tool.conftest import Agents, draw, listing
+from tests.tool.conftest import Agents, draw, listing, qcow2
 
 SNAPSHOTS = ("0", "9", "10", "123")
 RECEIVER = openssh.local_agent_argv()
@@ -104,6 +104,13 @@ class Placing:
         """By way of the host's cache; `wanted` changes what is asked of it."""
         self._wanted = wanted
         return self
+
+    def thin(self) -> Placing:
+        """Of a qcow2 image, whose disks are overlays; by way of the cache."""
+        self.image.unlink()
+        qcow2(self.image, "A0-B")
+        self.options |= {"image_format": "qcow2", "thin": True}
+        return self.cached()
 
     @property
     def entry(self) -> Path:

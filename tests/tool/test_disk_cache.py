@@ -39,11 +39,7 @@ def raw(tmp_path: Path) -> Placing:
 @pytest.fixture
 def thin(tmp_path: Path) -> Placing:
     """A qcow2 image: its disks are overlays."""
-    placing = place_image(tmp_path).cached()
-    placing.image.unlink()
-    qcow2(placing.image, "A0-B")
-    placing.options |= {"image_format": "qcow2", "thin": True}
-    return placing
+    return place_image(tmp_path).thin()
 
 
 def trim(agent: AgentClient, placing: Placing, bounds: dict[str, Any]) -> int:

@@ -9,7 +9,6 @@ import pytest
 
 from onestor_lib.agent import qemu_img
 from onestor_lib.agent.operations import reshaping
-from tests.tool.conftest import qcow2
 from tests.tool.conftest import qemu_img as run_qemu_img
 from tests.tool.placing import BULK, Placing, place_image
 
@@ -19,10 +18,7 @@ HOW: dict[str, Any] = {"check_space": True, "timeout": 60, "lock_timeout": 10, "
 @pytest.fixture
 def placing(tmp_path: Path) -> Placing:
     """A VM that is off has a thin disk."""
-    made = place_image(tmp_path).cached()
-    made.image.unlink()
-    qcow2(made.image, "A0-B")
-    made.options |= {"image_format": "qcow2", "thin": True}
+    made = place_image(tmp_path).thin()
     made.run_here()
     assert made.warnings == []
     return made

@@ -14,7 +14,7 @@ from typing import Any
 
 from onestor_lib.agent import publish, recovery, vm_directory
 from onestor_lib.agent.client import AgentClient
-from tests.tool.conftest import Agents, draw, listing, qcow2, qemu_img
+from tests.tool.conftest import Agents, draw, listing, qemu_img
 from tests.tool.importing import Importing
 from tests.tool.placing import BULK, RECEIVER, place_image, send
 from tests.tool.test_disk_snapshots import SIZE, Disk
@@ -118,9 +118,7 @@ class Overlaid(Copied):
 
     def __init__(self, root: Path, agents: Agents, receiver: list[str]) -> None:
         super().__init__(root, agents, receiver)
-        self.placing.image.unlink()
-        qcow2(self.placing.image, "A0-B")
-        self.placing.options |= {"image_format": "qcow2", "thin": True}
+        self.placing.thin()
         self.content = self.read(self.placing.image)
 
     def read(self, path: Path) -> bytes:
