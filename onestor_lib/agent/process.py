@@ -194,11 +194,10 @@ def _dying_with_us() -> tuple[str, ...]:
     setpriv = shutil.which("setpriv", path=search_path())
     if setpriv is None:
         return ()
-    prefix = (setpriv, "--pdeathsig", "KILL", "--")
-    with contextlib.suppress(subprocess.SubprocessError, OSError):
-        probe = subprocess.run([*prefix, "true"], capture_output=True, timeout=10, check=False)
-        if probe.returncode == 0:
-            return prefix
+    # Whether the option's name is in it: to run it and see takes each agent and action 3 ms.
+    with contextlib.suppress(OSError), open(setpriv, "rb") as program:
+        if b"pdeathsig" in program.read():
+            return (setpriv, "--pdeathsig", "KILL", "--")
     return ()
 
 

@@ -39,6 +39,7 @@ class Node:
         self._path = path
         self._init: ProcessHandle | None = None
         self._processes: list[NodeProcess] = []
+        self._link_is_touched = False
 
     def __repr__(self) -> str:
         return f"Node({self.name!r})"
@@ -324,6 +325,7 @@ class Node:
 
     def cut(self) -> None:
         """Cut the node off: packets vanish, connections hang."""
+        self._link_is_touched = True
         self._link.cut()
 
     def heal(self) -> None:
@@ -332,10 +334,18 @@ class Node:
 
     def limit_rate(self, mbit_per_s: float) -> None:
         """Bound what the node can send and what it can receive, until its next start."""
+        self._link_is_touched = True
         self._link.limit(mbit_per_s)
 
     def unlimit_rate(self) -> None:
         self._link.unlimit()
+
+    def mend_link(self) -> None:
+        """Undo every `cut` and `limit_rate`; costs nothing where there was none."""
+        if self._link_is_touched:
+            self.heal()
+            self.unlimit_rate()
+            self._link_is_touched = False
 
     def bytes_received(self) -> int:
         """Bytes that came in over the node's link since the node started."""

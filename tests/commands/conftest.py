@@ -104,6 +104,5 @@ def desk(running_desk: Desk) -> Iterator[Desk]:
     bed.clean()
     yield running_desk
     for node in bed.hosts:
-        node.heal()
-        node.unlimit_rate()
+        node.mend_link()
     bed.assert_at_rest()

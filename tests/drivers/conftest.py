@@ -56,8 +56,7 @@ def bed(running_bed: Testbed) -> Iterator[Testbed]:
     running_bed.use_version("6.10.0")
     yield running_bed
     for node in running_bed.hosts:
-        node.heal()
-        node.unlimit_rate()
+        node.mend_link()
     running_bed.assert_at_rest()
 
 

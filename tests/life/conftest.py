@@ -124,8 +124,7 @@ def world(running_world: World) -> Iterator[World]:
     yield running_world
     kvm.end_all()
     for node in bed.hosts:
-        node.heal()
-        node.unlimit_rate()
+        node.mend_link()
     bed.assert_at_rest()
 
 
