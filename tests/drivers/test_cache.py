@@ -123,11 +123,11 @@ def test_A1_A3_A6_parallel_cold_clones_of_which_a_third_is_killed(
     image = bed.image(source)
     kind = "tm.clone" if source == RAW else "tm.clone thin"
     points = sorted(crashpoints.names(kind))
-    victims = set(chance.sample(range(18), 6))
+    victims = set(chance.sample(range(12), 4))
     crash_at = {each: chance.choice(points) for each in sorted(victims)[::2]}
     running = [
         start_clone(bed, image, bed.hosts[number % 3], crash_at=crash_at.get(number, ""))
-        for number in range(18)
+        for number in range(12)
     ]
     for number in sorted(victims - set(crash_at)):
         time.sleep(chance.uniform(0, 0.3))  # not to synchronise: any moment will do

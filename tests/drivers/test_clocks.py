@@ -81,7 +81,7 @@ def names(*images: Image) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("node", "jump"), sample([(node, jump) for node in NODES for jump in JUMPS], 2)
+    ("node", "jump"), sample([(node, jump) for node in NODES for jump in JUMPS], 1)
 )
 def test_a_clock_that_jumps(bed: Testbed, node: str, jump: int) -> None:
     host = bed.hosts[0]

@@ -101,7 +101,7 @@ def test_A3_A6_B13_clone_after_a_crash(bed: Testbed, point: str) -> None:
 
 
 # tests/tool kills it at all of them, on one machine.
-THIN = one_of(6, crashpoints.names("tm.clone thin"))
+THIN = one_of(9, crashpoints.names("tm.clone thin"))
 
 
 @pytest.mark.parametrize("point", THIN)
@@ -119,7 +119,7 @@ def test_A3_A6_C10_thin_clone_after_a_crash(bed: Testbed, point: str) -> None:
     assert same_content(bed, host, disk, "qcow2", QCOW2)
 
 
-@pytest.mark.parametrize("point", one_of(6, ON_THE_WAY))
+@pytest.mark.parametrize("point", one_of(9, ON_THE_WAY))
 def test_A3_A6_clone_by_way_of_the_replica_after_a_crash(bed: Testbed, point: str) -> None:
     bed.system.template["REPLICA_HOST"] = "host03"
     bed.cloud.save(bed.system)

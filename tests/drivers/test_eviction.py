@@ -37,6 +37,7 @@ from tests.drivers.conftest import (
     ways,
 )
 from tests.oned.objects import Datastore, Image
+from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
 from tests.waiting import wait_until
 
@@ -103,27 +104,27 @@ def right(bed: Testbed, image: Image, node: Node, vm_id: int) -> bool:
 def test_B1_B2_B7_the_least_recently_used_go_until_there_is_room(bed: Testbed, where: str) -> None:
     """On a host by the host's limit, on a replica by the replica's, which has no drivers there."""
     prefix = "HOST_CACHE" if where == "host01" else "REPLICA"
-    configure_system(bed, **{"REPLICA_HOST": "host03", f"{prefix}_MAX_SIZE_MB": "13"})
+    configure_system(bed, **{"REPLICA_HOST": "host03", f"{prefix}_MAX_SIZE_MB": "9"})
     node, host = bed.cluster.node(where), bed.hosts[0]
     node.run(["rm", "-rf", "/var/tmp/one"])
     try:
-        images = [noise(bed, 2, seed) for seed in range(6)]
+        images = [noise(bed, 2, seed) for seed in range(4)]
         clones(bed, images, host)
         for age, image in enumerate(images):  # the first was used last
             last_use(node, image, 100.0 + age)
         assert cached_names(bed, node) - {".monitor"} == names(*images)
-        new = noise(bed, 10, 6)  # five have to go
+        new = noise(bed, 6, 6)  # three have to go
         vm = clone(bed, new, host)
     finally:
         bed.sync()
     assert right(bed, new, host, vm.id)
     assert cached_names(bed, node) == names(images[0], new)
-    assert cache_bytes(node) <= 13 * MB
+    assert cache_bytes(node) <= 9 * MB
     for image in images[1:]:
         name = os.path.basename(image.source)
         left = [file for file in bed.files(node) if name in file]
         assert left == [f"101/.{name}.lock"]
-    assert bed.log().count("evicted ") == 5
+    assert bed.log().count("evicted ") == 3
     assert warnings(bed) == []
 
 
@@ -212,7 +213,7 @@ def test_B6_an_image_larger_than_the_cache_evicts_nothing(bed: Testbed) -> None:
     assert "the limit is 6 MB" in warning
 
 
-@pytest.mark.parametrize("where", ["host01", "host03"])
+@pytest.mark.parametrize("where", one_of(2, ["host01", "host03"]))
 def test_B7_a_share_of_the_file_system(bed: Testbed, where: str) -> None:
     prefix = "HOST_CACHE" if where == "host01" else "REPLICA"
     configure_system(bed, **{"REPLICA_HOST": "host03", f"{prefix}_MAX_USED_PERC": "50"})
