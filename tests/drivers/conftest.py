@@ -99,10 +99,13 @@ def same_content(bed: Testbed, host: Node, disk: str, image_format: str, source:
 
     Looked at on the host, where an overlay finds its base.
     """
-    copy = f"{SOURCES}/compare"
-    argv = ["cp", "--sparse=always", str(bed.frontend.path(source)), str(host.path(copy))]
-    subprocess.run(argv, check=True)
-    host.path(copy).chmod(0o644)
+    original = bed.frontend.path(source)
+    facts = original.stat()
+    copy = f"{SOURCES}/compare-{facts.st_ino}-{facts.st_mtime_ns}"
+    if not host.exists(copy):
+        argv = ["cp", "--sparse=always", str(original), str(host.path(copy))]
+        subprocess.run(argv, check=True)
+        host.path(copy).chmod(0o644)
     source_format = "qcow2" if source.endswith("qcow2") else "raw"
     argv = ["qemu-img", "compare", "-U", "-f", source_format, "-F", image_format, copy, disk]
     return host.run(argv, check=False).returncode == 0
