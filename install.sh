@@ -117,25 +117,28 @@ as_caller() { "$@"; }
 # nothing else. Of what does not exist yet, the directory counts that it will be in. In one with the
 # sticky bit (/tmp) others can add names, but not replace root's.
 only_roots() {
-    local path owner group mode below=''
+    local path facts owner group mode below=0 paths=()
     ((EUID == 0)) || return 0
     path=$(realpath -m -- "$1")
     [[ $path != /proc/* ]] || return 1
-    while :; do
-        if read -r owner group mode < <(stat -c '%u %g %a' -- "$path" 2>/dev/null); then
-            ((owner == 0)) || return 1
-            # Writable for others, or for a group that is not root's or Debian's staff.
-            if (((8#$mode & 8#2) || ((8#$mode & 8#20) && group != 0 && group != 50))); then
-                (((8#$mode & 8#1000) && below)) || return 1
-            fi
-            below=1
-        else
-            below=0
+    while [[ $path != / ]]; do
+        # What does not exist yet is at the end of the path: in front of what exists, all does.
+        if ((${#paths[@]})) || [[ -e $path ]]; then
+            paths+=("$path")
         fi
-        [[ $path != / ]] || return 0
         path=${path%/*}
         path=${path:-/}
     done
+    # All of them at once, the deepest first; what is gone by now is nobody's to rely on.
+    facts=$(stat -c '%u %g %a' -- ${paths[@]+"${paths[@]}"} / 2>/dev/null) || return 1
+    while read -r owner group mode; do
+        ((owner == 0)) || return 1
+        # Writable for others, or for a group that is not root's or Debian's staff.
+        if (((8#$mode & 8#2) || ((8#$mode & 8#20) && group != 0 && group != 50))); then
+            (((8#$mode & 8#1000) && below)) || return 1
+        fi
+        below=1
+    done <<<"$facts"
 }
 
 in_driver_path() { (PATH=$driver_path && type -P "$1"); }
@@ -363,9 +366,10 @@ make_venv() {
 }
 
 # Decide which interpreter runs the drivers: `python`, and `interpreter` for their #! lines, empty
-# when `/usr/bin/env python3` is that one; `used_venv` when it is the private environment; `worker`.
+# when `/usr/bin/env python3` is that one; `used_venv` when it is the private environment; `worker`;
+# and `before`, the version that is installed, if any.
 choose_interpreter() {
-    local recorded tried=''
+    local facts recorded chosen tried=''
     pick_python
     if [[ -z $python && -n $packages ]]; then
         distribution_install
@@ -374,7 +378,9 @@ choose_interpreter() {
     fi
     require_python
     choose_worker
-    recorded=$(deploy recorded venv)
+    chosen=$python
+    facts=$(recorded version venv)
+    { IFS= read -r before && IFS= read -r recorded; } <<<"$facts" || recorded=''
     # The record is oneadmin's to change: root makes nothing new where only root can.
     if ((EUID == 0)) && [[ $recorded && $recorded != "$default_venv" ]]; then
         if [[ $recorded == *[[:space:]]* ]] || { [[ ! -d $recorded ]] && only_roots "$recorded"; }; then
@@ -386,6 +392,7 @@ choose_interpreter() {
     if [[ -z $private_venv && -n $lacking && -n $packages && -z $tried ]]; then
         distribution_install
         pick_python
+        chosen=''  # what it is may be another one by now
     fi
     # An environment we made stays in use, so that a second run changes nothing.
     if venv_is_ours && probe "$venv/bin/python3" >/dev/null; then
@@ -406,7 +413,7 @@ choose_interpreter() {
     elif [[ $python != "$(in_driver_path python3)" ]]; then
         interpreter=$python
     fi
-    choose_worker
+    [[ $python == "$chosen" ]] || choose_worker
     say "python: ${interpreter:-$python (env python3)}"
 }
 
@@ -418,6 +425,9 @@ deploy() {
     "$worker" -B "$here/packaging/deploy.py" "$command" "$@" --remotes "$remotes" --user "$owner" \
         ${dry_run:+--dry-run}
 }
+
+# What the last run has recorded, each field in a line.
+recorded() { "$worker" -B "$here/packaging/manifest.py" "$remotes" "$@"; }
 
 configuration() {
     local command=$1
@@ -474,7 +484,6 @@ do_install() {
     read_requirements
     report_version
     choose_interpreter
-    before=$(deploy recorded version)
     if ! in_driver_path qemu-img >/dev/null; then
         [[ -z $packages ]] || distribution_install
         [[ $dry_run ]] || in_driver_path qemu-img >/dev/null ||
@@ -546,7 +555,7 @@ do_check() {
         say "problem: $remotes: not OpenNebula's remotes directory; mend: give --remotes DIR"
         exit 1
     fi
-    recorded=$(deploy recorded interpreter)
+    recorded=$(recorded interpreter)
     if text=$(probe "${recorded:-python3}"); then
         python=${recorded:-$(in_driver_path python3)}
         choose_worker
@@ -586,17 +595,17 @@ check_hosts() {
 do_adopt() {
     resolve_user
     own_python
-    local recorded text options=()
-    recorded=$(deploy recorded version)
-    [[ $recorded ]] || fail "adopt: $remotes: onestor is not installed; $(own_command)"
+    local facts version recorded text options=()
+    facts=$(recorded version interpreter)
+    { IFS= read -r version && IFS= read -r recorded; } <<<"$facts" || recorded=''
+    [[ $version ]] || fail "adopt: $remotes: onestor is not installed; $(own_command)"
     [[ -f $remotes/onestor_lib/frontend/services/adopting.py ]] ||
-        fail "adopt: $remotes: onestor $recorded cannot adopt datastores; upgrade it: $(own_command)"
+        fail "adopt: $remotes: onestor $version cannot adopt datastores; upgrade it: $(own_command)"
     if ! text=$(configuration check --mend "$(own_command)--configure"); then
         grep '^problem: ' <<<"$text" || true
         fail "adopt: $etc/oned.conf: onestor is not registered, so oned would not accept it;" \
             "$(own_command)--configure, then systemctl restart opennebula"
     fi
-    recorded=$(deploy recorded interpreter)
     python=${recorded:-$(in_driver_path python3)} || fail "adopt: $driver_path: no python3"
     [[ -z $dry_run ]] || options=(--dry-run)
     as_user "$python" -B - "$remotes" "$adopted" ${options[@]+"${options[@]}"} \

@@ -24,7 +24,6 @@ import fcntl
 import grp
 import hashlib
 import importlib.util
-import json
 import os
 import pwd
 import py_compile
@@ -38,6 +37,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import takeover
+from manifest import MANIFEST, Failure, Manifest
 
 # Of the tree that is installed from: root runs nothing out of the remotes directory.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,7 +45,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from onestor_lib.frontend import bundle
 
 LIBRARY = "onestor_lib"
-MANIFEST = f"{LIBRARY}/INSTALLED"
 BUNDLE = f"{LIBRARY}/{bundle.PREBUILT}"
 DRIVERS = ("tm/onestor", "datastore/onestor")
 CONFIGURATION = ("etc/tm/onestor", "etc/datastore/onestor")
@@ -57,13 +56,6 @@ RUNS_ON_HOSTS = ("tm/onestor/monitor_ds",)
 ENV_PYTHON = b"#!/usr/bin/env python3\n"
 VENV_MARKER = "made-by-onestor"
 TEMPORARY = ".onestor-tmp"
-
-
-class Failure(Exception):
-    """The one line that install.sh ends with: step, path, cause."""
-
-    def __init__(self, step: str, path: object, cause: str) -> None:
-        super().__init__(f"{step}: {path}: {cause}")
 
 
 # -- what is to be installed ------------------------------------------------------------------
@@ -133,31 +125,8 @@ def source_version(source: Path) -> str:
     return match.group(1) if match else "unknown"
 
 
-@dataclass
-class Manifest:
-    """What the last run installed. `files` are paths relative to the remotes directory."""
-
-    version: str = ""
-    interpreter: str = ""
-    venv: str = ""
-    files: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, remotes: Path) -> Manifest:
-        path = remotes / MANIFEST
-        try:
-            raw = json.loads(path.read_bytes())
-            return cls(raw["version"], raw["interpreter"], raw["venv"], dict(raw["files"]))
-        except FileNotFoundError:
-            return cls()
-        except (ValueError, KeyError, TypeError) as err:
-            raise Failure(
-                "manifest", path, f"damaged ({err!r}); remove it and install again"
-            ) from err
-
-    def file(self) -> File:
-        text = json.dumps(vars(self), indent=1, sort_keys=True) + "\n"
-        return File(MANIFEST, text.encode(), 0o644)
+def manifest_file(manifest: Manifest) -> File:
+    return File(MANIFEST, manifest.text().encode(), 0o644)
 
 
 @dataclass(frozen=True)
@@ -628,7 +597,8 @@ def put_in_place(deployment: Deployment, files: dict[str, File], new: Manifest) 
     planned[BUNDLE] = ""  # what it will be is not known yet
     if not set(planned) <= set(old.files):
         # Should this run be cut short, --uninstall still knows all that it may have left.
-        deployment.put(Manifest(old.version, old.interpreter, old.venv, planned | old.files).file())
+        both = Manifest(old.version, old.interpreter, old.venv, planned | old.files)
+        deployment.put(manifest_file(both))
     modules = modules_of(files)
     vanished = sorted(set(old.files) - set(planned) - set(files))
     with renewed(deployment) as library:
@@ -658,7 +628,7 @@ def put_in_place(deployment: Deployment, files: dict[str, File], new: Manifest) 
     clean(deployment, modules, (*DRIVERS, *CONFIGURATION))
     if old.venv and old.venv != new.venv:
         remove_venv(deployment, old.venv)
-    deployment.put(new.file())
+    deployment.put(manifest_file(new))
     if old.version:
         tell_of_upgrade(deployment, old.version, new.version)
 
@@ -960,8 +930,7 @@ def quoted(path: Path) -> str:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("install", "uninstall", "check", "recorded"))
-    parser.add_argument("field", nargs="?", choices=("interpreter", "venv", "version"))
+    parser.add_argument("command", choices=("install", "uninstall", "check"))
     parser.add_argument("--remotes", type=Path, required=True)
     parser.add_argument("--user")
     parser.add_argument("--interpreter", default="", help="for the #! lines; empty: env python3")
@@ -975,9 +944,6 @@ def main(argv: list[str]) -> int:
     os.umask(0o022)
     sys.pycache_prefix = None
     try:
-        if args.command == "recorded":
-            say(getattr(Manifest.read(remotes), args.field))
-            return 0
         owner = Owner.parse(args.user)
         if args.command == "check":
             return check(remotes, owner, source, args.mend)

@@ -202,7 +202,7 @@ def test_nobody_meets_some_of_each_version(front_end: FrontEnd) -> None:
 def deploy(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "packaging"))
     yield importlib.import_module("deploy")
-    for name in ("deploy", "takeover"):
+    for name in ("deploy", "manifest", "takeover"):
         sys.modules.pop(name, None)
 
 
