@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import os
 import pwd
@@ -10,9 +11,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -174,6 +176,17 @@ def real_tree(source: Path) -> None:
         shutil.copytree(ROOT / name, source / name)
 
 
+def configurable_tree(source: Path) -> None:
+    """The small tree with the real settings, and what knows them."""
+    small_tree(source)
+    for name in ("agent/errors.py", "agent/space.py", "frontend/config.py"):
+        shutil.copy(ROOT / LIBRARY / name, source / LIBRARY / name)
+    shutil.copytree(ROOT / "remotes/etc", source / "remotes/etc", dirs_exist_ok=True)
+
+
+TREES = {"small": small_tree, "real": real_tree, "configurable": configurable_tree}
+
+
 def trees() -> list[str]:
     """The real tree is the second one, in a checkout that has all its parts."""
     parts = ("tm/onestor/clone", "tm/onestor/monitor_ds", "datastore/onestor/cp")
@@ -217,31 +230,83 @@ def new_front_end(fill: Callable[[Path], None]) -> Iterator[FrontEnd]:
 # For tests of what is in the tree. What install.sh does with it shows with a small one in a tenth
 # of the time, and each test on a cluster installs the real one.
 in_both_trees = pytest.mark.parametrize("front_end", trees(), indirect=True)
+installed_in_both_trees = pytest.mark.parametrize("installation", trees(), indirect=True)
+registered_in_both_trees = pytest.mark.parametrize("registered", trees(), indirect=True)
 
 
 @pytest.fixture
 def front_end(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
-    tree = getattr(request, "param", "small")
-    with new_front_end(small_tree if tree == "small" else real_tree) as site:
+    with new_front_end(TREES[getattr(request, "param", "small")]) as site:
         yield site
+
+
+Done = subprocess.CompletedProcess[str]
+Step = Callable[[FrontEnd], Done]
+
+
+def install(site: FrontEnd) -> Done:
+    return site.run()
+
+
+def register(site: FrontEnd) -> Done:
+    return site.run("--configure")
+
+
+class Installation:
+    """A front-end after some runs of install.sh, which each test meets as they have left it."""
+
+    def __init__(self, site: FrontEnd, steps: Sequence[Step]) -> None:
+        self.site = site
+        self.names = site.installed()  # before the first run
+        self.runs = [step(site) for step in steps]
+        self.kept = site.base.with_name(f"{site.base.name}.kept")
+        copy(site.base, self.kept)
+
+    def restored(self) -> FrontEnd:
+        """At the same place: what is installed knows where it is."""
+        shutil.rmtree(self.site.base)
+        copy(self.kept, self.site.base)
+        return self.site
+
+
+def copy(source: Path, target: Path) -> None:
+    """With owners, links and times: bytecode tells by the times whether it fits."""
+    subprocess.run(["cp", "-a", "--", source, target], check=True)
+
+
+class Installations(Protocol):
+    def __call__(self, tree: str, *steps: Step) -> Installation: ...
+
+
+@pytest.fixture(scope="session")
+def installations() -> Iterator[Installations]:
+    """By tree and steps: each is made when the first test asks for it."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def made(tree: str, *steps: Step) -> Installation:
+            site = stack.enter_context(new_front_end(TREES[tree]))
+            found = Installation(site, steps)
+            stack.callback(shutil.rmtree, found.kept)
+            return found
+
+        yield made
 
 
 @pytest.fixture
-def real_front_end() -> Iterator[FrontEnd]:
-    """For what needs all of it."""
-    with new_front_end(real_tree) as site:
-        yield site
+def installation(request: pytest.FixtureRequest, installations: Installations) -> Installation:
+    """By one run."""
+    found = installations(getattr(request, "param", "small"), install)
+    found.restored()
+    return found
 
 
 @pytest.fixture
-def configurable_front_end() -> Iterator[FrontEnd]:
-    """The small tree with the real settings, and what knows them."""
+def installed(installation: Installation) -> FrontEnd:
+    return installation.site
 
-    def fill(source: Path) -> None:
-        small_tree(source)
-        for name in ("agent/errors.py", "agent/space.py", "frontend/config.py"):
-            shutil.copy(ROOT / LIBRARY / name, source / LIBRARY / name)
-        shutil.copytree(ROOT / "remotes/etc", source / "remotes/etc", dirs_exist_ok=True)
 
-    with new_front_end(fill) as site:
-        yield site
+@pytest.fixture
+def registered(request: pytest.FixtureRequest, installations: Installations) -> FrontEnd:
+    """Installed, and in oned.conf."""
+    return installations(getattr(request, "param", "small"), install, register).restored()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -39,8 +40,8 @@ class Cloudy:
         return done.stdout + done.stderr
 
 
-@pytest.fixture
-def cloudy(real_front_end: FrontEnd, tmp_path: Path) -> Iterator[Cloudy]:
+@contextlib.contextmanager
+def with_oned(front_end: FrontEnd, tmp_path: Path) -> Iterator[Cloudy]:
     cloud = Cloud(tmp_path, session=SESSION)
     system = cloud.add_system_datastore(name="old", TM_MAD="ssh")
     argv = [sys.executable, "-B", "-m", "tests.oned.server", "--root", str(tmp_path), "--port", "0"]
@@ -48,14 +49,30 @@ def cloudy(real_front_end: FrontEnd, tmp_path: Path) -> Iterator[Cloudy]:
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
         try:
-            yield Cloudy(real_front_end, cloud, system, url)
+            yield Cloudy(front_end, cloud, system, url)
         finally:
             process.kill()
 
 
+@pytest.fixture
+def cloudy(registered: FrontEnd, tmp_path: Path) -> Iterator[Cloudy]:
+    with with_oned(registered, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def bare(front_end: FrontEnd, tmp_path: Path) -> Iterator[Cloudy]:
+    """Where onestor is still to be installed."""
+    with with_oned(front_end, tmp_path) as found:
+        yield found
+
+
+# Adopting takes all of the library.
+in_the_real_tree = pytest.mark.parametrize("registered", ["real"], indirect=True)
+
+
+@in_the_real_tree
 def test_adopt_of_a_datastore_without_vms(cloudy: Cloudy) -> None:
-    cloudy.front_end.run()
-    cloudy.front_end.run("--configure")
     before = cloudy.front_end.state()
     assert "would be changed: datastore" in cloudy.adopt("old", "--dry-run")
     assert cloudy.system.tm_mad == "ssh"
@@ -65,9 +82,8 @@ def test_adopt_of_a_datastore_without_vms(cloudy: Cloudy) -> None:
     assert cloudy.front_end.state() == before
 
 
+@in_the_real_tree
 def test_adopt_looks_at_vms_whose_host_is_this_machine(cloudy: Cloudy) -> None:
-    cloudy.front_end.run()
-    cloudy.front_end.run("--configure")
     image = cloudy.cloud.add_image(cloudy.cloud.add_image_datastore(), format="raw", source="/x/y")
     vm = cloudy.cloud.add_vm(disks=[cloudy.cloud.image_disk(image)])
     cloudy.cloud.place(vm, os.uname().nodename, cloudy.system)
@@ -78,22 +94,22 @@ def test_adopt_looks_at_vms_whose_host_is_this_machine(cloudy: Cloudy) -> None:
     assert cloudy.system.tm_mad == "ssh"
 
 
-def test_adopt_needs_an_installation_that_oned_knows(cloudy: Cloudy) -> None:
-    assert "onestor is not installed" in cloudy.adopt("old", status=1)
-    cloudy.front_end.run()
-    said = cloudy.adopt("old", status=1)
+@pytest.mark.parametrize("front_end", ["real"], indirect=True)
+def test_adopt_needs_an_installation_that_oned_knows(bare: Cloudy) -> None:
+    assert "onestor is not installed" in bare.adopt("old", status=1)
+    bare.front_end.run()
+    said = bare.adopt("old", status=1)
     assert "TM_MAD, ARGUMENTS, -d: onestor is not registered" in said
     assert "onestor is not registered, so oned would not accept it" in said
-    cloudy.front_end.run("--configure")
-    module = cloudy.front_end.remotes / "onestor_lib/frontend/services/adopting.py"
+    bare.front_end.run("--configure")
+    module = bare.front_end.remotes / "onestor_lib/frontend/services/adopting.py"
     module.rename(module.with_suffix(".old"))
-    assert "cannot adopt datastores; upgrade it" in cloudy.adopt("old", status=1)
-    assert cloudy.system.tm_mad == "ssh"
+    assert "cannot adopt datastores; upgrade it" in bare.adopt("old", status=1)
+    assert bare.system.tm_mad == "ssh"
 
 
+@in_the_real_tree
 def test_adopt_when_oned_does_not_answer(cloudy: Cloudy) -> None:
-    cloudy.front_end.run()
-    cloudy.front_end.run("--configure")
     (cloudy.cloud.root / "refuse").touch()
     said = cloudy.adopt("old", status=11)
     assert said.startswith("ask oned for the datastores: http://")
@@ -118,13 +134,6 @@ def stub(front_end: FrontEnd, text: str) -> Path:
     return command
 
 
-@pytest.fixture
-def installed(front_end: FrontEnd) -> FrontEnd:
-    front_end.run()
-    front_end.run("--configure")
-    return front_end
-
-
 DOCTOR = """
 case "$*" in
 "doctor --help") exit 0 ;;
@@ -134,9 +143,9 @@ exit 2"""
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_the_hosts_are_the_doctor_s(installed: FrontEnd, status: int) -> None:
-    command = stub(installed, DOCTOR.format(status=status))
-    said = installed.run("--check", "--hosts", status=1).stdout.splitlines()
+def test_the_hosts_are_the_doctor_s(registered: FrontEnd, status: int) -> None:
+    command = stub(registered, DOCTOR.format(status=status))
+    said = registered.run("--check", "--hosts", status=1).stdout.splitlines()
     user = said[-2]
     assert said[-1] == "ok: host01"
     assert user == ("nobody" if os.geteuid() == 0 else user)
@@ -144,36 +153,36 @@ def test_the_hosts_are_the_doctor_s(installed: FrontEnd, status: int) -> None:
     assert [line for line in said if line.startswith("problem")] == [
         line for line in said if line.startswith(f"problem: {command}: not as installed")
     ]
-    assert "ok: host01" not in installed.run("--check", status=1).stdout
+    assert "ok: host01" not in registered.run("--check", status=1).stdout
 
 
 def test_the_exit_status_is_the_doctor_s(
-    installed: FrontEnd, monkeypatch: pytest.MonkeyPatch
+    registered: FrontEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command as it is installed, with another library behind it."""
-    module = installed.remotes / "onestor_lib/frontend/commands/onestor.py"
+    """The command as it is registered, with another library behind it."""
+    module = registered.remotes / "onestor_lib/frontend/commands/onestor.py"
     module.parent.mkdir(parents=True, exist_ok=True)
     for status in (0, 3):
         ends = f"sys.exit({status} if sys.argv[1:] == ['doctor'] else 0)"
         module.write_text(f"import sys\ndef main():\n    {ends}\n")
-        command = installed.base / "command/onestor"
+        command = registered.base / "command/onestor"
         done = subprocess.run(
-            [str(command), "doctor"], check=False, env={"PATH": f"{installed.base}/bin"}
+            [str(command), "doctor"], check=False, env={"PATH": f"{registered.base}/bin"}
         )
         assert done.returncode == status
-        said = installed.run("--check", "--hosts", status=1).stdout
+        said = registered.run("--check", "--hosts", status=1).stdout
         assert "it cannot look at hosts" not in said
 
 
-def test_a_command_without_a_doctor(installed: FrontEnd) -> None:
-    command = stub(installed, "exit 2")
-    said = installed.run("--check", "--hosts", status=1).stdout
+def test_a_command_without_a_doctor(registered: FrontEnd) -> None:
+    command = stub(registered, "exit 2")
+    said = registered.run("--check", "--hosts", status=1).stdout
     line = next(line for line in said.splitlines() if "doctor" in line)
     assert line.startswith(f"problem: {command}: it cannot look at hosts")
-    assert shlex.quote(f"{installed.source}/install.sh").replace("'", "") in line.replace("\\", "")
+    assert shlex.quote(f"{registered.source}/install.sh").replace("'", "") in line.replace("\\", "")
 
 
-def test_no_command_at_all(installed: FrontEnd) -> None:
-    (installed.base / "command/onestor").unlink()
-    said = installed.run("--check", "--hosts", status=1).stdout
+def test_no_command_at_all(registered: FrontEnd) -> None:
+    (registered.base / "command/onestor").unlink()
+    said = registered.run("--check", "--hosts", status=1).stdout
     assert "so the hosts were not looked at; mend: " in said

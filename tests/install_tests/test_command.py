@@ -8,35 +8,33 @@ import subprocess
 
 import pytest
 
-from tests.install_tests.conftest import USER, FrontEnd, in_both_trees
+from tests.install_tests.conftest import USER, FrontEnd, installed_in_both_trees
 
 COMMAND, UNITS = "command/onestor", ("onestor-recovery.service", "onestor-recovery.timer")
 
 
-@in_both_trees
-def test_it_is_there_and_goes_again(front_end: FrontEnd) -> None:
-    (front_end.base / "units").mkdir()
-    front_end.run()
-    command = front_end.base / COMMAND
+@installed_in_both_trees
+def test_it_is_there_and_goes_again(installed: FrontEnd) -> None:
+    command = installed.base / COMMAND
     assert command.stat().st_mode & 0o777 == 0o755
-    assert repr(str(front_end.remotes)) in command.read_text()
-    service, timer = (front_end.base / "units" / name for name in UNITS)
+    assert repr(str(installed.remotes)) in command.read_text()
+    before = command.stat().st_mtime_ns
+    (installed.base / "units").mkdir()
+    installed.run()
+    assert command.stat().st_mtime_ns == before
+    service, timer = (installed.base / "units" / name for name in UNITS)
     assert f"User={USER}\n" in service.read_text()
     assert f"ExecStart={command} recovery run\n" in service.read_text()
     assert "OnUnitInactiveSec=1min" in timer.read_text()
-    before = command.stat().st_mtime_ns
-    front_end.run()
-    assert command.stat().st_mtime_ns == before
-    assert f"ok: {command}" in front_end.run("--check", status=1).stdout
-    front_end.run("--uninstall")
+    assert f"ok: {command}" in installed.run("--check", status=1).stdout
+    installed.run("--uninstall")
     assert not command.exists() and not service.exists() and not timer.exists()
 
 
-@in_both_trees
+@installed_in_both_trees
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root")
-def test_root_runs_nothing_that_the_drivers_user_can_change(front_end: FrontEnd) -> None:
-    front_end.run()
-    module = front_end.remotes / "onestor_lib/frontend/commands/onestor.py"
+def test_root_runs_nothing_that_the_drivers_user_can_change(installed: FrontEnd) -> None:
+    module = installed.remotes / "onestor_lib/frontend/commands/onestor.py"
     module.parent.mkdir(parents=True, exist_ok=True)
     module.write_text("""
 import os
@@ -44,7 +42,7 @@ who = os.getuid(), os.geteuid(), os.getgid()
 def main():
     print(who)
 """)
-    command = [str(front_end.base / COMMAND)]
+    command = [str(installed.base / COMMAND)]
     said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     user = pwd.getpwnam(USER)
     assert said == f"{(user.pw_uid, user.pw_uid, user.pw_gid)}\n"
@@ -61,10 +59,9 @@ def test_what_is_somebody_elses_stays(front_end: FrontEnd) -> None:
     assert "mine" in command.read_text()
 
 
-def test_without_systemd_there_is_no_timer(front_end: FrontEnd) -> None:
-    front_end.run()
-    assert (front_end.base / COMMAND).exists()
-    assert not (front_end.base / "units").exists()
+def test_without_systemd_there_is_no_timer(installed: FrontEnd) -> None:
+    assert (installed.base / COMMAND).exists()
+    assert not (installed.base / "units").exists()
 
 
 def test_a_dry_run_writes_nothing(front_end: FrontEnd) -> None:

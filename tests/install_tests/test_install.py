@@ -13,7 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.install_tests.conftest import PYTHON, ROOT, SCRIPT, USER, FrontEnd, in_both_trees, script
+from tests.install_tests.conftest import (
+    ONED_CONF,
+    PYTHON,
+    ROOT,
+    SCRIPT,
+    USER,
+    FrontEnd,
+    Installation,
+    in_both_trees,
+    installed_in_both_trees,
+    registered_in_both_trees,
+    script,
+)
 
 CLONE = "tm/onestor/clone"
 MONITOR = "tm/onestor/monitor_ds"
@@ -22,17 +34,16 @@ RC = "etc/tm/onestor/onestorrc"
 OURS = ("tm/onestor", "datastore/onestor", "onestor_lib", "etc/tm/onestor", "etc/datastore/onestor")
 
 
-@in_both_trees
-def test_fresh_install_holds_exactly_the_tree(front_end: FrontEnd) -> None:
-    before = front_end.installed()
-    out = front_end.run().stdout
-    assert "OpenNebula 6.10.0" in out
+@installed_in_both_trees
+def test_fresh_install_holds_exactly_the_tree(installation: Installation) -> None:
+    front_end = installation.site
+    assert "OpenNebula 6.10.0" in installation.runs[0].stdout
     expected = {"onestor_lib/INSTALLED", BUNDLE}
     for top, prefix in (("remotes", ""), ("onestor_lib", "onestor_lib/")):
         for path in (front_end.source / top).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.name[0] != ".":
                 expected.add(prefix + path.relative_to(front_end.source / top).as_posix())
-    found = front_end.installed() - before
+    found = front_end.installed() - installation.names
     assert {name for name in found if "__pycache__" not in name} == expected
     modules = {name for name in found if name.startswith("onestor_lib/") and name.endswith(".py")}
     assert len({name for name in found if name.endswith(".pyc")}) == len(modules)
@@ -41,12 +52,11 @@ def test_fresh_install_holds_exactly_the_tree(front_end: FrontEnd) -> None:
     ).read_bytes()
 
 
-@in_both_trees
-def test_modes_owners_and_no_links(front_end: FrontEnd) -> None:
-    front_end.run()
+@installed_in_both_trees
+def test_modes_owners_and_no_links(installed: FrontEnd) -> None:
     entry = pwd.getpwnam(USER)
     for top in OURS:
-        for path in [front_end.remotes / top, *(front_end.remotes / top).rglob("*")]:
+        for path in [installed.remotes / top, *(installed.remotes / top).rglob("*")]:
             status = path.lstat()
             is_script = top in ("tm/onestor", "datastore/onestor") and path.is_file()
             expected = 0o755 if path.is_dir() or is_script else 0o644
@@ -55,12 +65,11 @@ def test_modes_owners_and_no_links(front_end: FrontEnd) -> None:
             assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid), path
 
 
-@in_both_trees
-def test_a_second_run_touches_nothing(front_end: FrontEnd) -> None:
-    front_end.run()
-    before = front_end.state()
-    assert "nothing to change" in front_end.run().stdout
-    assert front_end.state() == before
+@installed_in_both_trees
+def test_a_second_run_touches_nothing(installed: FrontEnd) -> None:
+    before = installed.state()
+    assert "nothing to change" in installed.run().stdout
+    assert installed.state() == before
     assert not [name for name in before if name.endswith(".new")]
 
 
@@ -78,17 +87,16 @@ def test_the_callers_umask_and_python_settings_do_not_show(front_end: FrontEnd) 
     assert front_end.state() == before
 
 
-@in_both_trees
-def test_the_bytecode_is_used(front_end: FrontEnd) -> None:
-    front_end.run()
+@installed_in_both_trees
+def test_the_bytecode_is_used(installed: FrontEnd) -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); import onestor_lib"
     done = subprocess.run(
-        [PYTHON, "-B", "-v", "-c", code, str(front_end.remotes)],
+        [PYTHON, "-B", "-v", "-c", code, str(installed.remotes)],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert f"matches {front_end.remotes}/onestor_lib/__init__.py" in done.stderr
+    assert f"matches {installed.remotes}/onestor_lib/__init__.py" in done.stderr
 
 
 def prebuilt(front_end: FrontEnd) -> str:
@@ -107,59 +115,54 @@ def prebuilt(front_end: FrontEnd) -> str:
     return done.stdout.strip()
 
 
-@in_both_trees
-def test_the_agent_s_code_is_made_once_and_used(front_end: FrontEnd) -> None:
-    front_end.run()
-    assert prebuilt(front_end) == "True"
-    manifest = json.loads((front_end.remotes / "onestor_lib/INSTALLED").read_text())
+@installed_in_both_trees
+def test_the_agent_s_code_is_made_once_and_used(installed: FrontEnd) -> None:
+    assert prebuilt(installed) == "True"
+    manifest = json.loads((installed.remotes / "onestor_lib/INSTALLED").read_text())
     assert manifest["files"][BUNDLE].startswith("sha256:")
 
 
 @pytest.mark.parametrize("module", ["agent/crashpoints.py", "__init__.py", "frontend/bundle.py"])
-def test_the_agent_s_code_is_made_anew_with_its_modules(front_end: FrontEnd, module: str) -> None:
-    front_end.run()
-    before = (front_end.remotes / BUNDLE).read_bytes()
-    with (front_end.source / "onestor_lib" / module).open("a") as file:
+def test_the_agent_s_code_is_made_anew_with_its_modules(installed: FrontEnd, module: str) -> None:
+    before = (installed.remotes / BUNDLE).read_bytes()
+    with (installed.source / "onestor_lib" / module).open("a") as file:
         file.write("\n# newer\n")
-    front_end.run()
-    assert (front_end.remotes / BUNDLE).read_bytes() != before
-    assert prebuilt(front_end) == "True"
+    installed.run()
+    assert (installed.remotes / BUNDLE).read_bytes() != before
+    assert prebuilt(installed) == "True"
 
 
-@in_both_trees
-def test_two_front_ends_have_the_same_code(front_end: FrontEnd) -> None:
+@installed_in_both_trees
+def test_two_front_ends_have_the_same_code(installed: FrontEnd) -> None:
     """Behind the line with the times of the modules."""
 
     def code() -> bytes:
-        return (front_end.remotes / BUNDLE).read_bytes().partition(b"\n")[2]
+        return (installed.remotes / BUNDLE).read_bytes().partition(b"\n")[2]
 
-    front_end.run()
     before = code()
-    front_end.run("--uninstall")
-    front_end.run()
+    installed.run("--uninstall")
+    installed.run()
     assert code() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged", b"[]\n00000000\n{}\n"])
-def test_damaged_code_of_the_agent_is_put_right(front_end: FrontEnd, content: bytes) -> None:
-    front_end.run()
-    (front_end.remotes / BUNDLE).write_bytes(content)
-    (front_end.remotes / BUNDLE).chmod(0o600)
-    assert prebuilt(front_end) == "False"
-    front_end.run()
-    assert prebuilt(front_end) == "True"
-    assert (front_end.remotes / BUNDLE).stat().st_mode & 0o7777 == 0o644
+def test_damaged_code_of_the_agent_is_put_right(installed: FrontEnd, content: bytes) -> None:
+    (installed.remotes / BUNDLE).write_bytes(content)
+    (installed.remotes / BUNDLE).chmod(0o600)
+    assert prebuilt(installed) == "False"
+    installed.run()
+    assert prebuilt(installed) == "True"
+    assert (installed.remotes / BUNDLE).stat().st_mode & 0o7777 == 0o644
 
 
-def test_the_agent_s_code_is_never_a_link(front_end: FrontEnd) -> None:
+def test_the_agent_s_code_is_never_a_link(installed: FrontEnd) -> None:
     """A copy of it elsewhere would do for an action, but goes to the hosts as something else."""
-    front_end.run()
-    target, elsewhere = front_end.remotes / BUNDLE, front_end.base / "elsewhere"
+    target, elsewhere = installed.remotes / BUNDLE, installed.base / "elsewhere"
     shutil.copy(target, elsewhere)
     target.unlink()
     target.symlink_to(elsewhere)
     mode = elsewhere.stat().st_mode
-    front_end.run()
+    installed.run()
     assert not target.is_symlink()
     assert elsewhere.stat().st_mode == mode
 
@@ -187,18 +190,17 @@ def test_dangling_link_in_the_source_is_refused(front_end: FrontEnd) -> None:
     assert "gone.py" in error[0]
 
 
-def test_module_that_does_not_compile_changes_nothing(front_end: FrontEnd) -> None:
-    front_end.run()
-    before = front_end.state()
-    (front_end.source / "onestor_lib" / "broken.py").write_text("def (:\n")
-    assert "compile: " in front_end.run(status=1).stderr
-    assert front_end.state() == before
+def test_module_that_does_not_compile_changes_nothing(installed: FrontEnd) -> None:
+    before = installed.state()
+    (installed.source / "onestor_lib" / "broken.py").write_text("def (:\n")
+    assert "compile: " in installed.run(status=1).stderr
+    assert installed.state() == before
 
 
 def test_the_hints_name_the_datastores_and_that_a_replica_host_is_optional(
-    front_end: FrontEnd,
+    installation: Installation,
 ) -> None:
-    hints = front_end.run().stdout.partition("\nThen:\n")[2].splitlines()
+    hints = installation.runs[0].stdout.partition("\nThen:\n")[2].splitlines()
     (system,) = (number for number, line in enumerate(hints) if "TYPE = SYSTEM_DS" in line)
     assert any("TYPE = IMAGE_DS" in line for line in hints)
     assert "optional: REPLICA_HOST = " in hints[system + 1]
@@ -207,15 +209,14 @@ def test_the_hints_name_the_datastores_and_that_a_replica_host_is_optional(
 # -- upgrades ---------------------------------------------------------------------------------
 
 
-def test_upgrade_changes_only_what_changed(front_end: FrontEnd) -> None:
-    front_end.run()
-    before = front_end.state()
-    script(front_end.source / "remotes" / CLONE, SCRIPT + b"# newer\n")
-    front_end.run()
-    after = front_end.state()
+def test_upgrade_changes_only_what_changed(installed: FrontEnd) -> None:
+    before = installed.state()
+    script(installed.source / "remotes" / CLONE, SCRIPT + b"# newer\n")
+    installed.run()
+    after = installed.state()
     changed = {name for name in after if after[name] != before.get(name)}
-    clone = front_end.remotes / CLONE
-    manifest = front_end.remotes / "onestor_lib/INSTALLED"
+    clone = installed.remotes / CLONE
+    manifest = installed.remotes / "onestor_lib/INSTALLED"
     directories = {str(clone.parent), str(manifest.parent)}
     assert changed - directories == {str(clone), str(manifest)}
     assert clone.read_bytes().endswith(b"# newer\n")
@@ -254,20 +255,18 @@ def test_changed_module_of_same_size_and_second_is_compiled_again(front_end: Fro
     assert done.stdout == "2\n"
 
 
-def test_wrong_mode_and_damaged_file_are_put_right(front_end: FrontEnd) -> None:
-    front_end.run()
-    (front_end.remotes / CLONE).chmod(0o600)
-    (front_end.remotes / MONITOR).write_text("damaged")
-    front_end.run()
-    assert (front_end.remotes / CLONE).stat().st_mode & 0o7777 == 0o755
-    assert (front_end.remotes / MONITOR).read_text() != "damaged"
+def test_wrong_mode_and_damaged_file_are_put_right(installed: FrontEnd) -> None:
+    (installed.remotes / CLONE).chmod(0o600)
+    (installed.remotes / MONITOR).write_text("damaged")
+    installed.run()
+    assert (installed.remotes / CLONE).stat().st_mode & 0o7777 == 0o755
+    assert (installed.remotes / MONITOR).read_text() != "damaged"
 
 
-def test_leftover_of_an_interrupted_run_goes(front_end: FrontEnd) -> None:
-    front_end.run()
-    leftover = front_end.remotes / "tm/onestor/.clone.onestor-tmp"
+def test_leftover_of_an_interrupted_run_goes(installed: FrontEnd) -> None:
+    leftover = installed.remotes / "tm/onestor/.clone.onestor-tmp"
     leftover.write_text("half")
-    front_end.run()
+    installed.run()
     assert not leftover.exists()
 
 
@@ -282,34 +281,31 @@ def test_directory_that_is_a_link_is_refused(front_end: FrontEnd) -> None:
 # -- configuration files ----------------------------------------------------------------------
 
 
-def test_unedited_configuration_is_updated(front_end: FrontEnd) -> None:
-    front_end.run()
-    (front_end.source / "remotes" / RC).write_text("SETTING=2\n")
-    front_end.run()
-    assert (front_end.remotes / RC).read_text() == "SETTING=2\n"
-    assert not (front_end.remotes / f"{RC}.new").exists()
+def test_unedited_configuration_is_updated(installed: FrontEnd) -> None:
+    (installed.source / "remotes" / RC).write_text("SETTING=2\n")
+    installed.run()
+    assert (installed.remotes / RC).read_text() == "SETTING=2\n"
+    assert not (installed.remotes / f"{RC}.new").exists()
 
 
-def test_edited_configuration_is_kept_with_the_new_one_beside(front_end: FrontEnd) -> None:
-    front_end.run()
-    (front_end.remotes / RC).write_text("MINE=1\n")
-    (front_end.source / "remotes" / RC).write_text("SETTING=2\n")
-    out = front_end.run().stdout
-    assert f"edited, left alone: {front_end.remotes / RC}" in out
-    assert (front_end.remotes / RC).read_text() == "MINE=1\n"
-    assert (front_end.remotes / f"{RC}.new").read_text() == "SETTING=2\n"
-    before = front_end.state()
-    front_end.run()
-    assert front_end.state() == before
+def test_edited_configuration_is_kept_with_the_new_one_beside(installed: FrontEnd) -> None:
+    (installed.remotes / RC).write_text("MINE=1\n")
+    (installed.source / "remotes" / RC).write_text("SETTING=2\n")
+    out = installed.run().stdout
+    assert f"edited, left alone: {installed.remotes / RC}" in out
+    assert (installed.remotes / RC).read_text() == "MINE=1\n"
+    assert (installed.remotes / f"{RC}.new").read_text() == "SETTING=2\n"
+    before = installed.state()
+    installed.run()
+    assert installed.state() == before
 
 
-def test_new_one_goes_when_the_edit_was_merged(front_end: FrontEnd) -> None:
-    front_end.run()
-    (front_end.remotes / RC).write_text("MINE=1\n")
-    front_end.run()
-    shutil.copyfile(front_end.source / "remotes" / RC, front_end.remotes / RC)
-    front_end.run()
-    assert not (front_end.remotes / f"{RC}.new").exists()
+def test_new_one_goes_when_the_edit_was_merged(installed: FrontEnd) -> None:
+    (installed.remotes / RC).write_text("MINE=1\n")
+    installed.run()
+    shutil.copyfile(installed.source / "remotes" / RC, installed.remotes / RC)
+    installed.run()
+    assert not (installed.remotes / f"{RC}.new").exists()
 
 
 def test_configuration_from_before_the_first_install_is_kept(front_end: FrontEnd) -> None:
@@ -457,7 +453,7 @@ def test_dry_run_changes_nothing(front_end: FrontEnd) -> None:
 @pytest.mark.parametrize("version", ["6.2.0", "7.6.0", "x"])
 def test_version_outside_of_what_is_tested_is_a_warning(front_end: FrontEnd, version: str) -> None:
     (front_end.remotes / "VERSION").write_text(version + "\n")
-    assert "6.4 to 7.4" in front_end.run().stderr
+    assert "6.4 to 7.4" in front_end.run("--dry-run").stderr
 
 
 @pytest.mark.parametrize(
@@ -487,10 +483,9 @@ def test_unknown_user(front_end: FrontEnd) -> None:
     assert "no such group" in front_end.run("--user", f"{USER}:no_such_group", status=1).stderr
 
 
-def test_damaged_manifest_is_named(front_end: FrontEnd) -> None:
-    front_end.run()
-    (front_end.remotes / "onestor_lib/INSTALLED").write_text("{")
-    assert "onestor_lib/INSTALLED: damaged" in front_end.run(status=1).stderr
+def test_damaged_manifest_is_named(installed: FrontEnd) -> None:
+    (installed.remotes / "onestor_lib/INSTALLED").write_text("{")
+    assert "onestor_lib/INSTALLED: damaged" in installed.run(status=1).stderr
 
 
 # -- uninstall --------------------------------------------------------------------------------
@@ -513,21 +508,17 @@ def test_uninstall_leaves_what_was_there_before(front_end: FrontEnd) -> None:
     assert "onestor is not installed" in again
 
 
-def test_uninstall_keeps_edited_configuration_and_names_it(front_end: FrontEnd) -> None:
-    front_end.run()
-    (front_end.remotes / RC).write_text("MINE=1\n")
-    out = front_end.run("--uninstall").stdout
-    assert f"kept, edited: {front_end.remotes / RC}" in out
-    assert front_end.installed() == {RC, "VERSION"}
+def test_uninstall_keeps_edited_configuration_and_names_it(installed: FrontEnd) -> None:
+    (installed.remotes / RC).write_text("MINE=1\n")
+    out = installed.run("--uninstall").stdout
+    assert f"kept, edited: {installed.remotes / RC}" in out
+    assert installed.installed() == {RC, "VERSION"}
 
 
-def test_uninstall_with_configure_gives_oned_conf_back(front_end: FrontEnd) -> None:
-    before = (front_end.etc / "oned.conf").read_text()
-    front_end.run()
-    front_end.run("--configure")
-    assert (front_end.etc / "oned.conf").read_text() != before
-    front_end.run("--uninstall", "--configure")
-    assert (front_end.etc / "oned.conf").read_text() == before
+def test_uninstall_with_configure_gives_oned_conf_back(registered: FrontEnd) -> None:
+    assert (registered.etc / "oned.conf").read_text() != ONED_CONF
+    registered.run("--uninstall", "--configure")
+    assert (registered.etc / "oned.conf").read_text() == ONED_CONF
 
 
 def test_uninstall_after_an_interrupted_install(front_end: FrontEnd) -> None:
@@ -543,13 +534,6 @@ def test_uninstall_after_an_interrupted_install(front_end: FrontEnd) -> None:
 # -- check ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def installed(front_end: FrontEnd) -> FrontEnd:
-    front_end.run()
-    front_end.run("--configure")
-    return front_end
-
-
 def problems(front_end: FrontEnd, status: int = 1) -> list[str]:
     before = front_end.state()
     lines = front_end.run("--check", status=status).stdout.splitlines()
@@ -560,9 +544,9 @@ def problems(front_end: FrontEnd, status: int = 1) -> list[str]:
     return bad
 
 
-@in_both_trees
-def test_check_of_a_good_installation(installed: FrontEnd) -> None:
-    assert problems(installed, status=0) == []
+@registered_in_both_trees
+def test_check_of_a_good_installation(registered: FrontEnd) -> None:
+    assert problems(registered, status=0) == []
 
 
 def test_check_before_the_installation(front_end: FrontEnd) -> None:
@@ -672,10 +656,10 @@ def test_every_fault_is_planted() -> None:
 
 @pytest.mark.parametrize("plants", ROUNDS)
 def test_check_finds_planted_faults(
-    installed: FrontEnd, plants: list[Callable[[FrontEnd], str]]
+    registered: FrontEnd, plants: list[Callable[[FrontEnd], str]]
 ) -> None:
-    expected = [plant(installed) for plant in plants]
-    found = problems_without_reading(installed)
+    expected = [plant(registered) for plant in plants]
+    found = problems_without_reading(registered)
     for each in expected:
         assert [line for line in found if each in line], found
     assert [line for line in found if not any(each in line for each in expected)] == []
@@ -687,32 +671,32 @@ def problems_without_reading(site: FrontEnd) -> list[str]:
     return [line for line in lines if line.startswith("problem: ") and "; mend: " in line]
 
 
-def test_check_finds_foreign_bytecode(installed: FrontEnd) -> None:
+def test_check_finds_foreign_bytecode(registered: FrontEnd) -> None:
     # As root the drivers belong to somebody else, so what we write here is foreign to them.
-    cache = installed.remotes / "datastore/fs/__pycache__"
+    cache = registered.remotes / "datastore/fs/__pycache__"
     cache.mkdir()
     foreign = os.geteuid() == 0
-    found = problems(installed, status=1 if foreign else 0)
+    found = problems(registered, status=1 if foreign else 0)
     assert bool(found) is foreign
     assert all("bytecode" in line for line in found)
 
 
-def test_check_without_qemu_img(installed: FrontEnd) -> None:
-    (installed.base / "bin/qemu-img").unlink()
-    done = installed.run("--check", status=1)
+def test_check_without_qemu_img(registered: FrontEnd) -> None:
+    (registered.base / "bin/qemu-img").unlink()
+    done = registered.run("--check", status=1)
     assert "problem: qemu-img" in done.stdout
 
 
 # -- the rest ---------------------------------------------------------------------------------
 
 
-def test_mend_is_a_command_that_mends(installed: FrontEnd) -> None:
-    fault_content(installed)
-    (line,) = problems(installed)
+def test_mend_is_a_command_that_mends(registered: FrontEnd) -> None:
+    fault_content(registered)
+    (line,) = problems(registered)
     command = line.partition("; mend: ")[2]
-    environment = {**os.environ, "ONESTOR_PATH": f"{installed.base}/bin"}
+    environment = {**os.environ, "ONESTOR_PATH": f"{registered.base}/bin"}
     subprocess.run(["bash", "-c", command], check=True, env=environment, stdout=subprocess.PIPE)
-    assert problems(installed, status=0) == []
+    assert problems(registered, status=0) == []
 
 
 def test_demo_runs_in_the_checkout_with_its_arguments(front_end: FrontEnd) -> None:
@@ -726,10 +710,9 @@ def test_demo_runs_in_the_checkout_with_its_arguments(front_end: FrontEnd) -> No
         assert "root" in front_end.run_bare("--demo", status=1).stderr
 
 
-def test_manifest_tells_the_version(front_end: FrontEnd) -> None:
-    front_end.run()
-    manifest = json.loads((front_end.remotes / "onestor_lib/INSTALLED").read_text())
-    assert f"onestor {manifest['version']}\n" == front_end.run_bare("--version").stdout
+def test_manifest_tells_the_version(installed: FrontEnd) -> None:
+    manifest = json.loads((installed.remotes / "onestor_lib/INSTALLED").read_text())
+    assert f"onestor {manifest['version']}\n" == installed.run_bare("--version").stdout
     assert all(digest.startswith("sha256:") for digest in manifest["files"].values())
 
 
@@ -750,13 +733,12 @@ def test_probe_judges_versions() -> None:
 class TestTrust:
     """What belongs to the drivers' user, root neither runs nor follows."""
 
-    def test_a_link_that_appears_leads_root_nowhere(self, front_end: FrontEnd) -> None:
+    def test_a_link_that_appears_leads_root_nowhere(self, installed: FrontEnd) -> None:
         """As if it were put there between root's look and root's step."""
-        outside = front_end.base / "outside"
+        outside = installed.base / "outside"
         outside.mkdir(mode=0o755)
-        front_end.run()
-        (front_end.remotes / "tm/onestor").rename(front_end.remotes / "tm/other")
-        (front_end.remotes / "tm/onestor").symlink_to(outside)
+        (installed.remotes / "tm/onestor").rename(installed.remotes / "tm/other")
+        (installed.remotes / "tm/onestor").symlink_to(outside)
         code = """
 import sys
 from pathlib import Path
@@ -780,7 +762,7 @@ with deploy.acting_on(place, there.owner):
         (outside / "sub").mkdir(mode=0o755)
         (outside / "sub/new").write_text("x")
         done = subprocess.run(
-            [PYTHON, "-B", "-c", code, front_end.source / "packaging", front_end.remotes],
+            [PYTHON, "-B", "-c", code, installed.source / "packaging", installed.remotes],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert done.stdout.count("refused:") == 3, done.stdout + done.stderr
@@ -788,22 +770,21 @@ with deploy.acting_on(place, there.owner):
             assert path.stat().st_uid == 0 and path.stat().st_mode & 0o022 == 0
         assert not (outside / "made").exists() and not (outside / "sub/final").exists()
 
-    def test_an_interpreter_of_that_user_runs_as_that_user_only(self, front_end: FrontEnd) -> None:
+    def test_an_interpreter_of_that_user_runs_as_that_user_only(self, installed: FrontEnd) -> None:
         """It says that it is the one that runs the drivers."""
-        front_end.run()
-        own = front_end.base / "own"
-        who = front_end.base / "who"
+        own = installed.base / "own"
+        who = installed.base / "who"
         own.mkdir()
         (own / "python3").write_text(f'#!/bin/sh\n/usr/bin/id -u >>"{who}"\nexec {PYTHON} "$@"\n')
         who.touch()
         for path in (own, own / "python3", who):
             path.chmod(0o777)
             os.chown(path, *pwd.getpwnam(USER)[2:4])
-        manifest = front_end.remotes / "onestor_lib/INSTALLED"
+        manifest = installed.remotes / "onestor_lib/INSTALLED"
         facts = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**facts, "interpreter": str(own / "python3")}))
         for words in (["--check"], [], ["--uninstall"]):
-            front_end.run(*words, status=None, ONESTOR_PATH=f"{own}:{front_end.base}/bin")
+            installed.run(*words, status=None, ONESTOR_PATH=f"{own}:{installed.base}/bin")
         assert set(who.read_text().split()) == {str(pwd.getpwnam(USER).pw_uid)}
 
     def test_a_private_environment_of_that_user_is_made_as_that_user(
@@ -838,18 +819,17 @@ with deploy.acting_on(place, there.owner):
         subprocess.run([command, "--help"], check=False, capture_output=True)
         assert set(who.read_text().split()) == {str(pwd.getpwnam(USER).pw_uid)}
 
-    def test_bytecode_of_root_s_is_no_obstacle(self, front_end: FrontEnd) -> None:
-        front_end.run()
+    def test_bytecode_of_root_s_is_no_obstacle(self, installed: FrontEnd) -> None:
         for top in ("tm/onestor", "onestor_lib/agent"):
-            cache = front_end.remotes / top / "__pycache__"
+            cache = installed.remotes / top / "__pycache__"
             cache.mkdir(exist_ok=True)
             (cache / "old.cpython-39.pyc").write_text("")
             os.chown(cache, 0, 0)
-        (front_end.source / "onestor_lib/agent/locks.py").write_text("HELD = 2\n")
-        front_end.run()
-        front_end.run()
-        assert not [*front_end.remotes.rglob("old.*.pyc")]
-        front_end.run("--uninstall")
+        (installed.source / "onestor_lib/agent/locks.py").write_text("HELD = 2\n")
+        installed.run()
+        installed.run()
+        assert not [*installed.remotes.rglob("old.*.pyc")]
+        installed.run("--uninstall")
 
     def test_links_of_root_s_into_a_directory_of_that_user(self, front_end: FrontEnd) -> None:
         own = front_end.base / "own"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import pwd
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onestor_lib.frontend import config
-from tests.install_tests.conftest import ROOT, USER, FrontEnd
+from tests.install_tests.conftest import (
+    ROOT,
+    USER,
+    FrontEnd,
+    Installation,
+    Installations,
+    configurable_tree,
+    new_front_end,
+)
 
 RC = "etc/tm/onestor/onestorrc"
 SSHRC = "etc/tm/ssh/sshrc"
@@ -228,14 +238,34 @@ def test_a_value_keeps_its_line_when_a_version_does_not_know_it() -> None:
 # -- install.sh -------------------------------------------------------------------------------
 
 
+def tune(site: FrontEnd) -> None:
+    """The administrator has set two of the ssh driver's values."""
+    write(site, STOCK.replace("=600", "=1800") + "export REPLICA_MAX_SIZE_MB='500'\n")
+
+
+def install_tuned(site: FrontEnd) -> subprocess.CompletedProcess[str]:
+    tune(site)
+    return site.run()
+
+
+@pytest.fixture
+def configurable_front_end() -> Iterator[FrontEnd]:
+    with new_front_end(configurable_tree) as site:
+        yield site
+
+
 @pytest.fixture
 def site(configurable_front_end: FrontEnd) -> FrontEnd:
-    """A front-end whose administrator has set two of the ssh driver's values."""
-    write(
-        configurable_front_end,
-        STOCK.replace("=600", "=1800") + "export REPLICA_MAX_SIZE_MB='500'\n",
-    )
+    tune(configurable_front_end)
     return configurable_front_end
+
+
+@pytest.fixture
+def installation(installations: Installations) -> Installation:
+    """With the values taken over."""
+    found = installations("configurable", install_tuned)
+    found.restored()
+    return found
 
 
 def write(site: FrontEnd, text: str) -> Path:
@@ -255,8 +285,8 @@ def values(site: FrontEnd) -> dict[str, str]:
 TAKEN = {"REPLICA_COPY_LOCK_TIMEOUT": "1800", "REPLICA_MAX_SIZE_MB": "500"}
 
 
-def test_first_installation_takes_over_and_tells(site: FrontEnd) -> None:
-    done = site.run()
+def test_first_installation_takes_over_and_tells(installation: Installation) -> None:
+    site, (done,) = installation.site, installation.runs
     assert [line for line in done.stdout.splitlines() if "taken over" in line] == [
         'taken over from sshrc: REPLICA_COPY_LOCK_TIMEOUT="1800"',
         'taken over from sshrc: REPLICA_MAX_SIZE_MB="500"',
@@ -275,36 +305,33 @@ def test_first_installation_takes_over_and_tells(site: FrontEnd) -> None:
     assert not (site.remotes / f"{RC}.new").exists()
 
 
-def test_a_second_run_touches_nothing_and_does_not_ask_sshrc(site: FrontEnd) -> None:
-    site.run()
-    write(site, "REPLICA_MAX_SIZE_MB=900\nREPLICA_MAX_USED_PERC=abc\n")
-    before = site.state()
-    done = site.run()
+def test_a_second_run_touches_nothing_and_does_not_ask_sshrc(installed: FrontEnd) -> None:
+    write(installed, "REPLICA_MAX_SIZE_MB=900\nREPLICA_MAX_USED_PERC=abc\n")
+    before = installed.state()
+    done = installed.run()
     assert "nothing to change" in done.stdout
     assert "taken over" not in done.stdout + done.stderr
-    assert site.state() == before
+    assert installed.state() == before
 
 
-def test_a_newer_packaged_file_keeps_what_was_taken_over(site: FrontEnd) -> None:
-    site.run()
-    with (site.source / "remotes" / RC).open("a") as stream:
+def test_a_newer_packaged_file_keeps_what_was_taken_over(installed: FrontEnd) -> None:
+    with (installed.source / "remotes" / RC).open("a") as stream:
         stream.write('\n# new in this version\n#LATER="1"\n')
-    write(site, "REPLICA_MAX_SIZE_MB=900\n")
-    assert f"updated: {site.remotes / RC}" in site.run().stdout
-    assert "# new in this version" in (site.remotes / RC).read_text()
-    assert values(site) == TAKEN
-    assert not (site.remotes / f"{RC}.new").exists()
+    write(installed, "REPLICA_MAX_SIZE_MB=900\n")
+    assert f"updated: {installed.remotes / RC}" in installed.run().stdout
+    assert "# new in this version" in (installed.remotes / RC).read_text()
+    assert values(installed) == TAKEN
+    assert not (installed.remotes / f"{RC}.new").exists()
 
 
-def test_an_edited_file_is_left_alone_with_the_packaged_one_beside(site: FrontEnd) -> None:
-    site.run()
-    edited = (site.remotes / RC).read_text() + 'SPARSE="NO"\n'
-    (site.remotes / RC).write_text(edited)
-    done = site.run()
-    assert f"edited, left alone: {site.remotes / RC}" in done.stdout
+def test_an_edited_file_is_left_alone_with_the_packaged_one_beside(installed: FrontEnd) -> None:
+    edited = (installed.remotes / RC).read_text() + 'SPARSE="NO"\n'
+    (installed.remotes / RC).write_text(edited)
+    done = installed.run()
+    assert f"edited, left alone: {installed.remotes / RC}" in done.stdout
     assert "taken over" not in done.stdout
-    assert (site.remotes / RC).read_text() == edited
-    assert (site.remotes / f"{RC}.new").read_bytes() == PACKAGED
+    assert (installed.remotes / RC).read_text() == edited
+    assert (installed.remotes / f"{RC}.new").read_bytes() == PACKAGED
 
 
 @pytest.mark.parametrize("text", ["MINE=1\n", PACKAGED.decode()], ids=["own", "as packaged"])
@@ -327,11 +354,12 @@ def test_an_upgrade_of_an_unedited_file_takes_nothing_over(
     assert values(configurable_front_end) == {}
 
 
-def test_a_file_that_was_removed_is_installed_without_a_second_take_over(site: FrontEnd) -> None:
-    site.run()
-    (site.remotes / RC).unlink()
-    assert "taken over" not in site.run().stdout
-    assert (site.remotes / RC).read_bytes() == PACKAGED
+def test_a_file_that_was_removed_is_installed_without_a_second_take_over(
+    installed: FrontEnd,
+) -> None:
+    (installed.remotes / RC).unlink()
+    assert "taken over" not in installed.run().stdout
+    assert (installed.remotes / RC).read_bytes() == PACKAGED
 
 
 def test_an_interrupted_first_run_is_finished_by_the_next(site: FrontEnd) -> None:
@@ -405,32 +433,30 @@ def test_dry_run_shows_it_and_changes_nothing(site: FrontEnd) -> None:
     assert site.state() == before
 
 
-def test_check_is_content_with_values_taken_over(site: FrontEnd) -> None:
-    site.run()
-    site.run("--configure")
-    assert "problem" not in site.run("--check").stdout
+def test_check_is_content_with_values_taken_over(installed: FrontEnd) -> None:
+    installed.run("--configure")
+    assert "problem" not in installed.run("--check").stdout
 
 
-def test_check_finds_an_outdated_file_with_values_taken_over(site: FrontEnd) -> None:
-    site.run()
-    site.run("--configure")
-    with (site.source / "remotes" / RC).open("a") as stream:
+def test_check_finds_an_outdated_file_with_values_taken_over(installed: FrontEnd) -> None:
+    installed.run("--configure")
+    with (installed.source / "remotes" / RC).open("a") as stream:
         stream.write("# newer\n")
-    assert f"problem: {site.remotes / RC}: differs" in site.run("--check", status=1).stdout
-    site.run()
-    assert "problem" not in site.run("--check").stdout
+    assert (
+        f"problem: {installed.remotes / RC}: differs" in installed.run("--check", status=1).stdout
+    )
+    installed.run()
+    assert "problem" not in installed.run("--check").stdout
 
 
-def test_uninstall_removes_the_file_and_leaves_sshrc(site: FrontEnd) -> None:
-    before = site.installed()
-    site.run()
+def test_uninstall_removes_the_file_and_leaves_sshrc(installation: Installation) -> None:
+    site = installation.site
     assert "kept, " not in site.run("--uninstall").stdout
-    assert site.installed() == before
+    assert site.installed() == installation.names | {SSHRC}
 
 
-def test_uninstall_keeps_the_file_when_it_was_edited(site: FrontEnd) -> None:
-    site.run()
-    with (site.remotes / RC).open("a") as stream:
+def test_uninstall_keeps_the_file_when_it_was_edited(installed: FrontEnd) -> None:
+    with (installed.remotes / RC).open("a") as stream:
         stream.write("MINE=1\n")
-    assert f"kept, edited: {site.remotes / RC}" in site.run("--uninstall").stdout
-    assert values(site) == {**TAKEN, "MINE": "1"}
+    assert f"kept, edited: {installed.remotes / RC}" in installed.run("--uninstall").stdout
+    assert values(installed) == {**TAKEN, "MINE": "1"}

@@ -7,15 +7,15 @@ import importlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.install_tests.conftest import ROOT, FrontEnd, in_both_trees, script
+from tests.install_tests.conftest import ROOT, FrontEnd, Installations, in_both_trees, script, trees
 
 RC = "etc/tm/onestor/onestorrc"
 
@@ -50,17 +50,21 @@ def rejuvenate(front_end: FrontEnd, present: Path) -> None:
         shutil.copytree(present / name, front_end.source / name, symlinks=True)
 
 
-@pytest.fixture
-def older(front_end: FrontEnd) -> Iterator[FrontEnd]:
-    """A front-end with an earlier version on it, and the present one in the checkout."""
+def install_older(front_end: FrontEnd) -> subprocess.CompletedProcess[str]:
+    """Leave an earlier version on the front-end, and the present one in the checkout."""
     present = front_end.base / "present"
     for name in ("onestor_lib", "remotes"):
         shutil.copytree(front_end.source / name, present / name, symlinks=True)
     age(front_end)
-    front_end.run()
+    done = front_end.run()
     front_end.run("--configure")
     rejuvenate(front_end, present)
-    yield front_end
+    return done
+
+
+@pytest.fixture
+def older(request: pytest.FixtureRequest, installations: Installations) -> FrontEnd:
+    return installations(getattr(request, "param", "small"), install_older).restored()
 
 
 def names_of(front_end: FrontEnd) -> set[str]:
@@ -73,7 +77,7 @@ def names_of(front_end: FrontEnd) -> set[str]:
     }
 
 
-@in_both_trees
+@pytest.mark.parametrize("older", trees(), indirect=True)
 def test_an_upgrade_leaves_exactly_what_a_new_installation_does(older: FrontEnd) -> None:
     older.run()
     upgraded, names = names_of(older), older.installed()
@@ -100,12 +104,11 @@ def test_an_upgrade_tells_the_versions_and_of_the_hosts(older: FrontEnd) -> None
     assert "upgraded" not in again and "onehost sync" not in again
 
 
-def test_files_that_differ_within_a_version(front_end: FrontEnd) -> None:
-    front_end.run()
-    with (front_end.source / "onestor_lib/agent/crashpoints.py").open("a") as file:
+def test_files_that_differ_within_a_version(installed: FrontEnd) -> None:
+    with (installed.source / "onestor_lib/agent/crashpoints.py").open("a") as file:
         file.write("\n# newer\n")
-    version = front_end.run_bare("--version").stdout.strip()
-    assert f"upgraded: {version}, of which files were different" in front_end.run().stdout
+    version = installed.run_bare("--version").stdout.strip()
+    assert f"upgraded: {version}, of which files were different" in installed.run().stdout
 
 
 def test_a_version_that_wants_more_of_oned_conf_says_so(older: FrontEnd) -> None:
