@@ -122,8 +122,9 @@ only_roots() {
     path=$(realpath -m -- "$1")
     [[ $path != /proc/* ]] || return 1
     while [[ $path != / ]]; do
-        # What does not exist yet is at the end of the path: in front of what exists, all does.
-        if ((${#paths[@]})) || [[ -e $path ]]; then
+        # What does not exist yet is at the end of the path: in front of what exists, all does. A
+        # link that leads to itself is there, too.
+        if ((${#paths[@]})) || [[ -e $path || -L $path ]]; then
             paths+=("$path")
         fi
         path=${path%/*}

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from tests.install_tests.conftest import (
     script,
 )
 
+INSTALL = (ROOT / "install.sh").read_text()
 CLONE = "tm/onestor/clone"
 MONITOR = "tm/onestor/monitor_ds"
 BUNDLE = "onestor_lib/agent.bundle"
@@ -732,6 +735,45 @@ def test_probe_judges_versions() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
 class TestTrust:
     """What belongs to the drivers' user, root neither runs nor follows."""
+
+    def test_a_path_is_root_s_if_all_that_leads_there_is(self) -> None:
+        user = pwd.getpwnam(USER).pw_uid
+        with tempfile.TemporaryDirectory() as name:
+            base = Path(name)
+            base.chmod(0o755)
+            for place, mode, owner, group in (
+                ("closed/below", 0o755, 0, 0), ("a blank/below", 0o755, 0, 0),
+                ("theirs/below", 0o755, user, 0), ("open/below", 0o777, 0, 0),
+                ("group/below", 0o775, 0, user), ("staff/below", 0o775, 0, 50),
+                ("sticky/below", 0o1777, 0, 0),
+            ):  # fmt: skip
+                (base / place).mkdir(parents=True)
+                os.chown((base / place).parent, owner, group)
+                (base / place).parent.chmod(mode)
+            (base / "sticky/theirs").mkdir()
+            os.chown(base / "sticky/theirs", user, 0)
+            for link, target in (
+                ("to open", "../open/below"), ("gone", "../theirs/none"), ("loop", "loop"),
+            ):  # fmt: skip
+                (base / "closed" / link).symlink_to(target)
+            (base / "open/to closed").symlink_to("../closed")
+            right = [
+                "closed", "closed/below", "closed/new/newer", "a blank/below", "staff/below",
+                "staff/new", "sticky/below", "sticky/below/new", "open/to closed/below",
+            ]  # fmt: skip
+            wrong = [
+                "theirs", "theirs/below", "theirs/below/new", "open", "open/below", "open/new",
+                "group/below", "group/new", "sticky", "sticky/new", "sticky/theirs",
+                "sticky/theirs/new", "closed/to open", "closed/gone", "closed/loop",
+            ]  # fmt: skip
+            code = re.search(r"^only_roots\(\) \{\n.*?^\}$", INSTALL, re.MULTILINE | re.DOTALL)
+            assert code
+            loop = 'for path; do if only_roots "$path"; then echo "$path"; fi; done'
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", f"{code[0]}\n{loop}", "-", *right, *wrong],
+                cwd=base, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            assert (done.stdout.splitlines(), done.stderr) == (right, "")
 
     def test_a_link_that_appears_leads_root_nowhere(self, installed: FrontEnd) -> None:
         """As if it were put there between root's look and root's step."""

@@ -170,7 +170,7 @@ def test_nobody_meets_some_of_each_version(front_end: FrontEnd) -> None:
     stop, mixtures, rounds = threading.Event(), [], []
 
     def look() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):  # a module takes longer to be written
             # It is gone when it was the old one: then that was no look at one moment.
             with contextlib.suppress(FileNotFoundError):
                 mixtures.extend(versions())
