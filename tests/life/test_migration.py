@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster import Node
 from tests.cluster.sharing import share, unshare
 from tests.drivers.conftest import program_before
 from tests.life.conftest import SOURCES, World
@@ -43,11 +44,11 @@ def driver(world: World, name: str, script: str) -> None:
     world.bed.frontend.run(["rm", "-f", f"/var/tmp/{name}", f"/var/tmp/{name}.stdin"])
 
 
-def foreign_disk(world: World, vm: Vm, tm_mad: str = "ceph") -> None:
+def foreign_disk(world: World, vm: Vm) -> None:
     """Let the VM have a disk that another driver keeps elsewhere."""
     disk = world.bed.cloud.volatile_disk(1)
     disk.attributes.update(
-        {"DISK_ID": "7", "TM_MAD": tm_mad, "IMAGE_ID": "99", "CLONE": "YES", "CLONE_TARGET": "SELF"}
+        {"DISK_ID": "7", "TM_MAD": "ceph", "IMAGE_ID": "99", "CLONE": "YES", "CLONE_TARGET": "SELF"}
     )
     disk.attributes["TARGET"] = "vdz"
     vm.disks.append(disk)
@@ -97,7 +98,10 @@ def test_D19_snapshots_of_a_thin_disk_come_along(world: World, vm: Vm) -> None:
         assert hashlib.sha256(content).hexdigest() == before[name]
 
 
-def test_D12_after_a_failure_the_target_is_clean_and_the_guest_runs(world: World, vm: Vm) -> None:
+def test_D12_D13_after_a_failure_the_target_is_clean_and_the_guest_runs(
+    world: World, vm: Vm
+) -> None:
+    """And what one has left there all the same goes with the next migration."""
     driver(world, "ceph", "exit 0")
     foreign_disk(world, vm)
     before = world.names(world.one, vm)
@@ -114,8 +118,6 @@ def test_D12_after_a_failure_the_target_is_clean_and_the_guest_runs(world: World
     told = base64.b64decode(world.bed.frontend.read("/var/tmp/ceph.stdin")[:400] + b"==")
     assert told.startswith(b"<VM><ID>")
 
-
-def test_D13_what_a_failed_migration_has_left_goes_with_the_next(world: World, vm: Vm) -> None:
     directory = world.directory(vm)
     world.two.write(f"{directory}/disk.0", b"half of it")
     world.two.write(f"{directory}/disk.0.snap/0", b"old")
@@ -125,34 +127,48 @@ def test_D13_what_a_failed_migration_has_left_goes_with_the_next(world: World, v
     assert not world.two.exists(f"{directory}/disk.0.snap")
 
 
-def test_D15_the_description_that_the_hypervisors_script_needs(world: World, vm: Vm) -> None:
+def test_D15_what_premigrate_is_told_and_what_the_hypervisors_script_needs(
+    world: World, vm: Vm
+) -> None:
     directory = world.directory(vm)
+    word = base64.b64encode(b"<IMAGE/>").decode()
+    for nonsense in ("%%%", word, "a b"):
+        argv = f"host01 host02 {directory} {vm.id} 102 {nonsense} onestor".split()
+        done = world.bed.frontend.run([f"{REMOTES}/tm/onestor/premigrate", *argv], check=False)
+        assert done.returncode != 0 and done.stderr.count("\n") == 1, nonsense
+
     world.one.run(["sh", "-c", f"rm {directory}/*.xml"])
     assert step(world, vm, "PREMIGRATE").success
     assert b"<VM><ID>" in world.one.read(f"{directory}/vm.xml")
     assert b"<DATASTORE>" in world.one.read(f"{directory}/ds.xml")
+    assert step(world, vm, "FAILMIGRATE").success
+    assert not world.two.exists(f"{directory}/disk.0.base")
+
+    # The template as a word, as older manuals have it.
+    xml = vm.driver_xml(world.bed.cloud.version).encode()
+    line = transfer.migration(vm, "PREMIGRATE", "host01", "host02")
+    word = base64.b64encode(xml).decode()
+    reply = world.bed.oned.transfer_mad.run_line(f"{line} {word}")
+    assert reply.success, reply.error
+    assert world.two.exists(f"{directory}/disk.0.base")
 
 
-@pytest.mark.parametrize("name", ["POSTMIGRATE", "FAILMIGRATE"])
-def test_D16_nothing_goes_where_the_guest_still_runs(world: World, vm: Vm, name: str) -> None:
+def test_D16_nothing_goes_where_the_guest_still_runs_or_libvirt_does_not_tell(
+    world: World, vm: Vm
+) -> None:
     """libvirt has reported one thing and done the other."""
-    directory = world.directory(vm)
-    if name == "FAILMIGRATE":
-        assert step(world, vm, "PREMIGRATE").success
-        assert world.kvm.migrate(vm, "host01", "host02")  # it has worked after all
-        node = world.two
-    else:
-        world.two.write(f"{directory}/disk.0", b"half of it")
-        node = world.one
-    before = world.names(node, vm)
-    reply = step(world, vm, name)
-    assert not reply.success and "host02" in reply.error
-    assert world.names(node, vm) == before
+    half = f"{world.directory(vm)}/disk.0"
+    world.two.write(half, b"half of it")
 
+    def refused(name: str, node: Node) -> None:
+        before = world.names(node, vm)
+        reply = step(world, vm, name)
+        assert not reply.success and "host02" in reply.error
+        assert world.names(node, vm) == before
 
-def test_D16_nothing_goes_when_libvirt_does_not_tell(world: World, vm: Vm) -> None:
-    """The source is asked only by the one step that removes something there."""
-    world.two.write(f"{world.directory(vm)}/disk.0", b"half of it")
+    refused("POSTMIGRATE", world.one)
+
+    # The source is asked only by the one step that removes something there.
     before = [world.names(node, vm) for node in (world.one, world.two)]
     asked = [("PREMIGRATE", "host02"), ("FAILMIGRATE", "host02")]
     asked += [("POSTMIGRATE", "host02"), ("POSTMIGRATE", "host01")]
@@ -162,9 +178,15 @@ def test_D16_nothing_goes_when_libvirt_does_not_tell(world: World, vm: Vm) -> No
         assert not reply.success, (name, host)
         assert [world.names(node, vm) for node in (world.one, world.two)] == before
 
+    world.two.run(["rm", half])
+    assert step(world, vm, "PREMIGRATE").success
+    assert world.kvm.migrate(vm, "host01", "host02")  # it has worked after all
+    refused("FAILMIGRATE", world.two)
 
-def test_D17_called_by_another_driver_the_directory_is_not_touched(world: World, vm: Vm) -> None:
-    driver(world, "ceph", "exit 1")
+
+def test_D17_D18_other_drivers_that_call_or_fail_or_have_no_script(world: World, vm: Vm) -> None:
+    """Called by one the directory is not touched; whichever fails, or has no script, is named."""
+    driver(world, "ceph", "echo no such pool >&2; exit 1")
     foreign_disk(world, vm)
     world.two.write(f"{world.directory(vm)}/disk.0", b"of the other driver")
     before = [world.names(node, vm) for node in (world.one, world.two)]
@@ -174,19 +196,15 @@ def test_D17_called_by_another_driver_the_directory_is_not_touched(world: World,
         assert [world.names(node, vm) for node in (world.one, world.two)] == before
     assert not world.bed.frontend.exists("/var/tmp/ceph")
 
-
-def test_D18_another_driver_that_fails_is_named(world: World, vm: Vm) -> None:
-    driver(world, "ceph", "echo no such pool >&2; exit 1")
-    foreign_disk(world, vm)
+    world.two.run(["rm", f"{world.directory(vm)}/disk.0"])
     for name in ("PREMIGRATE", "FAILMIGRATE"):
         reply = step(world, vm, name)
         assert not reply.success
         assert "driver ceph" in reply.error and "no such pool" in reply.error
     assert not step(world, vm, "POSTMIGRATE").success  # the guest runs on host01 besides
 
-
-def test_D18_a_driver_without_the_script_is_named(world: World, vm: Vm) -> None:
-    foreign_disk(world, vm, "nothing")
+    vm.disks[-1].attributes["TM_MAD"] = "nothing"
+    world.bed.cloud.save(vm)
     reply = step(world, vm, "PREMIGRATE")
     assert not reply.success and "driver nothing" in reply.error and "no such script" in reply.error
 
@@ -224,19 +242,3 @@ def test_D5_a_datastore_that_is_shared_after_all(world: World, vm: Vm) -> None:
     finally:
         world.kvm.end_all()
         unshare(world.two, path)
-
-
-def test_the_template_as_a_word_as_older_manuals_have_it(world: World, vm: Vm) -> None:
-    xml = vm.driver_xml(world.bed.cloud.version).encode()
-    line = transfer.migration(vm, "PREMIGRATE", "host01", "host02")
-    word = base64.b64encode(xml).decode()
-    reply = world.bed.oned.transfer_mad.run_line(f"{line} {word}")
-    assert reply.success, reply.error
-    assert world.two.exists(f"{world.directory(vm)}/disk.0.base")
-
-
-@pytest.mark.parametrize("word", ["%%%", base64.b64encode(b"<IMAGE/>").decode(), "a b"])
-def test_nonsense_on_the_command_line(world: World, vm: Vm, word: str) -> None:
-    argv = f"host01 host02 {world.directory(vm)} {vm.id} 102 {word} onestor".split()
-    done = world.bed.frontend.run([f"{REMOTES}/tm/onestor/premigrate", *argv], check=False)
-    assert done.returncode != 0 and done.stderr.count("\n") == 1
