@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator
 
 import pytest
@@ -16,8 +15,6 @@ from tests.oned import transfer
 from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.testbed import DATASTORES, REMOTES
-
-IDS = ("0", "9", "10", "123")
 
 
 @pytest.fixture
@@ -69,33 +66,6 @@ def test_L11_the_ssh_driver_has_no_part_in_it(world: World, vm: Vm) -> None:
     assert not world.bed.frontend.exists("/var/tmp/ssh")
     world.kvm.guest_at_work(vm, "host02")
     assert not world.one.exists(world.directory(vm))
-
-
-def test_D19_snapshots_of_a_thin_disk_come_along(world: World, vm: Vm) -> None:
-    """They need the base, which the hypervisor does not bring."""
-    disk, one, two = world.disk(vm), world.one, world.two
-    world.kvm.guest_at_work(vm, "host01")
-    one.run(["mkdir", f"{disk}.snap"])
-    one.run(["ln", "-s", "../disk.0.base", f"{disk}.snap/disk.0.base"])
-    virtual = str(64 << 20)
-    before = {}
-    for name in IDS:
-        file = f"{disk}.snap/{name}"
-        create = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "disk.0.base"]
-        one.run([*create, "-F", "qcow2", file, virtual])
-        one.run(["qemu-io", "-f", "qcow2", "-c", f"write -P {int(name) + 1} 2M 64k", file])
-        before[name] = hashlib.sha256(world.content(one, file, "qcow2")).hexdigest()
-    answer = world.life.live_migrate(vm, "host02")
-    assert answer.success and world.life.after.success, (answer, world.life.after)
-    for name in IDS:
-        content = world.content(two, f"{disk}.snap/{name}", "qcow2")
-        assert hashlib.sha256(content).hexdigest() == before[name]
-    assert world.names(one, vm) == set()
-    # It is moved on, cold, and everything is there still.
-    assert world.life.migrate(vm, "host01").success
-    for name in IDS:
-        content = world.content(one, f"{disk}.snap/{name}", "qcow2")
-        assert hashlib.sha256(content).hexdigest() == before[name]
 
 
 def test_D12_D13_after_a_failure_the_target_is_clean_and_the_guest_runs(
