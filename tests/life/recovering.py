@@ -70,9 +70,11 @@ def started(world: World, *more: Any, host: str = "host01", frequency: str = "1"
 def copies(world: World, vm: Vm, disk: int = 0, node: Node | None = None) -> list[str]:
     """The copies of a disk on the replica, the youngest first."""
     where = node or world.bed.hosts[2]
-    script = f"ls -d {ROOT}/{vm.id}/disk.{disk}.*"
-    names = where.run(["sh", "-c", script], check=False).stdout.split()
-    return [f"{name}/disk.{disk}" for name in sorted(names, reverse=True) if name[-1].isdigit()]
+    root = f"{ROOT}/{vm.id}"
+    # By no process of the node's: some tests ask until there is one.
+    found = where.path(root).glob(f"disk.{disk}.*")
+    names = sorted((each.name for each in found), reverse=True)
+    return [f"{root}/{name}/disk.{disk}" for name in names if name[-1].isdigit()]
 
 
 def moment(world: World, vm: Vm, node: Node | None = None) -> int:
