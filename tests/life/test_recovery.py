@@ -305,7 +305,7 @@ def test_G10_G19_a_pass_whose_programs_fail_leaves_a_whole_copy(
     with counted_starts(world.bed) as starts:
         with starts.counting():
             assert "1 copied" in run(world)
-        for number in sample(range(1, len(starts) + 1), 3):
+        for number in sample(range(1, len(starts) + 1), 4):
             world.kvm.guest_at_work(vm, "host01")
             with starts.counting(fail=number):
                 said = run(world)
