@@ -30,6 +30,7 @@ from tests.tool.conftest import (
 from tests.waiting import wait_until
 
 HERE = socket.gethostname()
+TM_DELETE = "frontend/actions/tm_delete.py"
 LOG_LINE = re.compile(r"(INFO|WARN|ERROR): [a-z_]+: ")
 
 
@@ -45,7 +46,7 @@ class FrontEnd:
         self.remotes = self.root / "remotes"
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "remotes", self.remotes, ignore=ignore)
-        shutil.copytree(self.library, self.remotes / "onestor_lib")
+        shutil.copytree(self.library, self.remotes / "onestor_lib", copy_function=os.link)
         self.version("7.4.1")
         self.log = self.root / "onestor.log"
         for kind in ("tm", "datastore"):
@@ -57,6 +58,12 @@ class FrontEnd:
 
     def version(self, version: str) -> None:
         (self.remotes / "VERSION").write_text(version + "\n")
+
+    def rewrite(self, module: str, text: str) -> None:
+        """Another text for a module of onestor_lib, which is one file with that of `library`."""
+        file = self.remotes / "onestor_lib" / module
+        file.unlink()
+        file.write_text(text)
 
     def configure(self, kind: str, line: str) -> None:
         file = {"tm": "tm/onestor/onestorrc", "datastore": "datastore/onestor/onestor.conf"}[kind]
@@ -307,8 +314,7 @@ class TestFailures:
     def test_K5_our_own_mistakes_are_one_line_and_a_traceback_in_the_log(
         self, fe: FrontEnd, body: str
     ) -> None:
-        module = fe.remotes / "onestor_lib" / "frontend" / "actions" / "tm_delete.py"
-        module.write_text(f"def run(request: object) -> None:\n    {body}\n")
+        fe.rewrite(TM_DELETE, f"def run(request: object) -> None:\n    {body}\n")
         done = fe.run("tm", "delete", "x")
         assert done.stdout == "" and "Traceback" not in done.stderr
         assert done.returncode == 254
@@ -316,18 +322,18 @@ class TestFailures:
         assert "Traceback" in fe.log.read_text()
 
     def test_an_action_that_prints_and_succeeds_answers_only_its_answer(self, fe: FrontEnd) -> None:
-        module = fe.remotes / "onestor_lib" / "frontend" / "actions" / "tm_delete.py"
-        module.write_text(
-            "def run(request: object) -> str:\n    print('noise')\n    return 'answer'\n"
+        fe.rewrite(
+            TM_DELETE,
+            "def run(request: object) -> str:\n    print('noise')\n    return 'answer'\n",
         )
         assert fe.run("tm", "delete").stdout == "answer\n"
 
     def test_nothing_of_a_library_runs_once_the_action_is_over(self, fe: FrontEnd) -> None:
         """OpenSSL's clean-up at exit kills processes in which one of its threads is at work."""
-        module = fe.remotes / "onestor_lib" / "frontend" / "actions" / "tm_delete.py"
-        module.write_text(
+        fe.rewrite(
+            TM_DELETE,
             "import atexit, os\ndef run(request: object) -> str:\n"
-            "    atexit.register(os.abort)\n    return 'answer'\n"
+            "    atexit.register(os.abort)\n    return 'answer'\n",
         )
         done = fe.run("tm", "delete")
         assert (done.returncode, done.stdout) == (0, "answer\n")

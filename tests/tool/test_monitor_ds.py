@@ -21,7 +21,7 @@ def script(tmp_path: Path, library: Path) -> Path:
     """The probe as it lies on a host: remotes only, copied by rsync -L."""
     remotes = tmp_path / "var tmp" / "one"
     shutil.copytree(ROOT / "remotes" / "tm", remotes / "tm")
-    shutil.copytree(library, remotes / "onestor_lib")
+    shutil.copytree(library, remotes / "onestor_lib", copy_function=os.link)
     return remotes / "tm" / "onestor" / "monitor_ds"
 
 
