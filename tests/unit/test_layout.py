@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -32,14 +33,23 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, *, at_import_only: bool = False) -> Iterator[str]:
+def imports(path: Path, *, at_import_only: bool = False) -> tuple[str, ...]:
     """Names of the modules that a file imports, not counting those for type checkers only."""
+    return _imports(path, at_import_only)
+
+
+@functools.cache  # most tests here ask for those of all files
+def _imports(path: Path, at_import_only: bool) -> tuple[str, ...]:
+    return tuple(_found_imports(path, at_import_only))
+
+
+def _found_imports(path: Path, at_import_only: bool) -> Iterator[str]:
     skipped: set[ast.AST] = set()
     for node in ast.walk(parse(path)):
         if node in skipped:
             skipped.update(ast.iter_child_nodes(node))
             continue
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and is_for_type_checkers(node.test):
             skipped.update(node.body)
         elif at_import_only and isinstance(node, (ast.FunctionDef, ast.Lambda)):
             skipped.update(ast.iter_child_nodes(node))
@@ -49,6 +59,20 @@ def imports(path: Path, *, at_import_only: bool = False) -> Iterator[str]:
             assert node.level == 0, f"{path}: relative import"
             yield node.module or ""
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_for_type_checkers(test: ast.expr) -> bool:
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+
+
+def calls(path: Path, name: str) -> Iterator[ast.Call]:
+    """The calls in a file of what has a name, be it of a module's, that ends in ``name``."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call):
+            called = node.func
+            said = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if said.endswith(name):
+                yield node
 
 
 def ours(path: Path) -> set[str]:
@@ -150,21 +174,19 @@ def test_nothing_starts_a_shell() -> None:
 def test_K15_no_thread_keeps_an_action_from_ending() -> None:
     """A signal that interrupts an import can leave another thread waiting for its lock for ever."""
     for path in SOURCES:
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "threading.Thread":
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert given.get("daemon") == "True", f"{path}: {ast.unparse(node)}"
+        for node in calls(path, "Thread"):
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert given.get("daemon") == "True", f"{path}: {ast.unparse(node)}"
 
 
 def reached() -> list[str]:
     """The names in all calls of crashpoints.reach()."""
     found = []
     for path in SOURCES:
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("reach"):
-                (name,) = node.args
-                assert isinstance(name, ast.Constant), f"{path}: a name must be a literal"
-                found.append(str(name.value))
+        for node in calls(path, "reach"):
+            (name,) = node.args
+            assert isinstance(name, ast.Constant), f"{path}: a name must be a literal"
+            found.append(str(name.value))
     return found
 
 
