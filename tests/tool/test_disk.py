@@ -637,8 +637,7 @@ def test_A6_K18_placing_killed_and_repeated(
     if placing.disk.exists():
         assert placing.disk.read_bytes() == placing.image.read_bytes()
     placing.options["retry"] = retry
-    with agents.start() as agent:
-        placing.run(agent)
+    placing.run_here()
     assert temporaries(placing.root) == []
     assert placing.disk.read_bytes() == placing.image.read_bytes()
     assert vm_directory.read_record(placing.disk) == record
