@@ -539,8 +539,7 @@ def test_K18_importing_killed_and_repeated(
     if importing.image.exists():
         assert importing.image.read_bytes() == importing.file.read_bytes()
         importing.image.unlink()  # the next try has another name: the time is in it
-    with agents.start() as agent, agents.start() as sender:
-        importing.run_in(agent, sender)
+    importing.run()
     assert temporaries(importing.datastore) == []
     assert importing.image.read_bytes() == importing.file.read_bytes()
 

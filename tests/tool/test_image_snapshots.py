@@ -20,6 +20,7 @@ from onestor_lib.agent.errors import (
     TransferFailed,
 )
 from onestor_lib.agent.operations import image_snapshots as snapshots
+from onestor_lib.agent.operations import load
 from onestor_lib.agent.version import Version
 from tests.tool.conftest import Agents, allocated, draw, info, listing, qcow2
 from tests.tool.conftest import qemu_img as run_qemu_img
@@ -325,9 +326,8 @@ class TestCrashes:
         }  # fmt: skip
         if crash_at:
             run_and_die(agents, crash_at, lambda agent: agent.call(operation, **arguments))
-            return
-        with agents.start() as agent:
-            agent.call(operation, **arguments)
+        else:  # where nothing dies it takes no process
+            load(operation)(LocalCall(lambda question: {}), **arguments)
 
     @pytest.mark.parametrize("point", PUBLISHING)
     def test_K18_reverting(self, image: Image, agents: Agents, point: str) -> None:
