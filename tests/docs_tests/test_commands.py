@@ -4,6 +4,8 @@
 says, where there is what the commands speak of: image 5, VM 7 with disk 0 on host01, the
 datastores 101 and 102, the replica host03. ``install.sh`` runs for a front-end in a directory, or
 where it needs more than files in the test cluster, too.
+
+What docs/layout.md says of files is looked up here, too: the tests of one file share a cluster.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import pytest
 
 from onestor_lib.frontend.commands.onestor import main as onestor
 from tests.cluster import Node
-from tests.docs_tests import pages
-from tests.docs_tests.conftest import set_up
+from tests.docs_tests import pages, test_layout
+from tests.docs_tests.conftest import VM, set_up
 from tests.docs_tests.pages import Command
 from tests.install_tests.conftest import FrontEnd, new_front_end, real_tree
-from tests.testbed import AGENT, LOG, Testbed
+from tests.oned.life import Life
+from tests.testbed import AGENT, DATASTORES, LOG, NOTES, REMOTES, Testbed
 
 pytestmark = pytest.mark.cluster
 
@@ -51,9 +54,10 @@ ELSEWHERE = {
     "tests/coverage": "takes longer than the tests that it runs, this one among them",
 }
 # They change nothing that another one of them finds.
-LOOKS = ("grep", "printf", "ssh", "tail", "onestor cache list", "onestor cache prune",
-         "onestor cache show", "onestor cache verify", "onestor doctor", "onestor recovery list",
-         "onestor recovery run", "onestor vm show")  # fmt: skip
+LOOKS = ("grep", "install -d", "printf", "ssh", "tail", "onestor cache list",
+         "onestor cache prune", "onestor cache show", "onestor cache verify", "onestor doctor",
+         "onestor metrics", "onestor recovery list", "onestor recovery run",
+         "onestor vm show")  # fmt: skip
 # Exit statuses other than 0 that are an answer.
 ANSWERS = {"grep": {1}, "onestor doctor": {1}}
 
@@ -115,7 +119,30 @@ def untouched(running_bed: Testbed) -> Testbed:
 
 @pytest.mark.parametrize("command", by("look"))
 def test_command_that_looks_runs(untouched: Testbed, command: Command) -> None:
+    if words(command.text)[:2] == ["onestor", "metrics"]:
+        run_before(untouched, command)
     try_out(untouched, command)
+
+
+def test_the_world_has_what_commands_look_for(untouched: Testbed) -> None:
+    frontend = untouched.frontend
+    assert frontend.exists(LOG) and "onestor" not in NOT_RUN
+    assert run(frontend, Command("", 0, "root", "no-such-program"))[0] == 127
+    assert run(frontend, Command("", 0, "root", "onestor no-such-command"))[0] == 2
+
+
+def test_what_layout_md_names_on_the_front_end_is_there(untouched: Testbed) -> None:
+    frontend = untouched.frontend
+    done = frontend.run(["onestor", "recovery", "run"], check=False)
+    assert done.returncode == 0, done.stderr
+    paths = [
+        "/usr/bin/onestor", f"{REMOTES}/tm/onestor", f"{REMOTES}/datastore/onestor",
+        f"{REMOTES}/onestor_lib/INSTALLED", f"{REMOTES}/etc/tm/onestor/onestorrc",
+        f"{REMOTES}/etc/datastore/onestor/onestor.conf", f"{NOTES}/recovery.lock",
+    ]  # fmt: skip
+    assert [path for path in paths if not frontend.exists(path)] == []
+    text = test_layout.PAGE.read_text(encoding="utf-8")
+    assert NOTES in text and DATASTORES in text
 
 
 @pytest.mark.parametrize("command", by("cluster"))
@@ -123,8 +150,6 @@ def test_command_runs(bed: Testbed, command: Command) -> None:
     if "--adopt" in command.text:
         bed.system.tm_mad = bed.system.template["TM_MAD"] = "ssh"
         bed.cloud.save(bed.system)
-    if words(command.text)[:2] == ["onestor", "metrics"]:
-        run_before(bed, command)
     try:
         try_out(bed, command)
     finally:
@@ -158,30 +183,53 @@ def run_before(bed: Testbed, command: Command) -> None:
             assert run(bed.frontend, each)[0] == 0
 
 
-def test_the_world_has_what_commands_look_for(bed: Testbed) -> None:
-    assert bed.frontend.exists(LOG) and "onestor" not in NOT_RUN
-    assert run(bed.frontend, Command("", 0, "root", "no-such-program"))[0] == 127
-    assert run(bed.frontend, Command("", 0, "root", "onestor no-such-command"))[0] == 2
+def test_layout_md_names_every_file(bed: Testbed) -> None:
+    vm = bed.cloud.vms[VM]
+    reply = Life(bed.oned).snapshot(vm, vm.disks[0])
+    assert reply.success, reply.error
+    for node in bed.cluster.nodes:
+        assert test_layout.undocumented(iter(bed.files(node))) == [], node.name
+    assert f"102/{VM}/disk.0.snap/0" in bed.files(bed.hosts[0])
+    assert any(name.endswith(".sidecar") for name in bed.files(bed.hosts[2]))
 
 
 # -- install.sh ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def front_end() -> Iterator[FrontEnd]:
+class Installing:
+    """A front-end on which one command after the other runs: each finds what it needs."""
+
+    def __init__(self, site: FrontEnd) -> None:
+        self._site = site
+        self._done: set[tuple[str, ...]] = set()
+
+    def run(self, *options: str) -> str:
+        for step in self._needed_by(options):
+            if step not in self._done:
+                self.run(*step)
+        said = self._site.run(*options).stdout
+        self._done.add(options)
+        if "--uninstall" in options:
+            self._done.clear()
+        return said
+
+    def _needed_by(self, options: tuple[str, ...]) -> list[tuple[str, ...]]:
+        if not options or "--dry-run" in options:
+            return []
+        return [()] if options == ("--configure",) else [(), ("--configure",)]
+
+
+@pytest.fixture(scope="module")
+def installing() -> Iterator[Installing]:
     with new_front_end(real_tree) as site:
         (site.base / "units").mkdir()
-        yield site
+        yield Installing(site)
 
 
 @pytest.mark.parametrize("command", by("install"))
-def test_install_sh_runs(front_end: FrontEnd, command: Command) -> None:
+def test_install_sh_runs(installing: Installing, command: Command) -> None:
     _, *options = words(command.text)
-    if options and options[0] != "--dry-run":
-        front_end.run()
-    if "--check" in options or "--uninstall" in options:
-        front_end.run("--configure")
-    said = front_end.run(*options).stdout
+    said = installing.run(*options)
     assert said.strip()
     assert "problem: " not in said
 

@@ -1,16 +1,11 @@
-"""docs/layout.md names every file that there is."""
+"""docs/layout.md names every file that there is: test_commands.py looks, it has a cluster."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-import pytest
-
 from tests.docs_tests import pages
-from tests.docs_tests.conftest import VM
-from tests.oned.life import Life
-from tests.testbed import DATASTORES, NOTES, REMOTES, Testbed
 
 PAGE = pages.ROOT / "docs" / "layout.md"
 # What stands between < and >, in regular expressions.
@@ -44,33 +39,8 @@ def undocumented(paths: Iterator[str]) -> list[str]:
     return [path for path in paths if not all(map(known.fullmatch, path.split("/")))]
 
 
-@pytest.mark.cluster
-def test_every_file_is_named(bed: Testbed) -> None:
-    vm = bed.cloud.vms[VM]
-    reply = Life(bed.oned).snapshot(vm, vm.disks[0])
-    assert reply.success, reply.error
-    for node in bed.cluster.nodes:
-        assert undocumented(iter(bed.files(node))) == [], node.name
-    assert f"102/{VM}/disk.0.snap/0" in bed.files(bed.hosts[0])
-    assert any(name.endswith(".sidecar") for name in bed.files(bed.hosts[2]))
-
-
-@pytest.mark.cluster
-def test_what_is_named_on_the_front_end_is_there(bed: Testbed) -> None:
-    done = bed.frontend.run(["onestor", "recovery", "run"], check=False)
-    assert done.returncode == 0, done.stderr
-    paths = [
-        "/usr/bin/onestor", f"{REMOTES}/tm/onestor", f"{REMOTES}/datastore/onestor",
-        f"{REMOTES}/onestor_lib/INSTALLED", f"{REMOTES}/etc/tm/onestor/onestorrc",
-        f"{REMOTES}/etc/datastore/onestor/onestor.conf", f"{NOTES}/recovery.lock",
-    ]  # fmt: skip
-    assert [path for path in paths if not bed.frontend.exists(path)] == []
-    text = PAGE.read_text(encoding="utf-8")
-    assert NOTES in text and DATASTORES in text
-
-
 def test_the_patterns() -> None:
-    """On names that are not made in the test above."""
+    """On names that are not made there."""
     good = [
         "102/7/.disk.0.20240102T030405Z-17.unknown/disk.0.base", "102/7/.onestor-kept",
         "101/.0f3a.0123456789abcdef.part", "replica_snaps/7/disk.1.1700000000000/digests",

@@ -14,7 +14,7 @@ from tests.oned.cloud import Cloud
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
-RECORDER = """#!/usr/bin/python3
+RECORDER = """#!/usr/bin/python3 -IS
 import json, os, sys
 call = {
     "kind": sys.argv[0].split("/")[-3], "action": os.path.basename(sys.argv[0]),

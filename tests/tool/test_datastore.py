@@ -68,7 +68,7 @@ BREAKS = [
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("kind", "at"), one_of(2, BREAKS))
+@pytest.mark.parametrize(("kind", "at"), one_of(4, BREAKS))
 def test_H1_a_connection_that_breaks_anywhere(fe: FrontEnd, at: int, kind: str) -> None:
     content = gzip.compress(CONTENT) if kind == "compressed" else CONTENT
     with HttpServer(content, drops=[at]) as server:
