@@ -90,15 +90,10 @@ def failure_of(writing: Writing, agent: AgentClient) -> OnestorError | None:
 
 
 class Trial:
-    """Tries an operation, anew each time, with little of what it needs.
+    """Tries an operation, anew each time, with little of what it needs."""
 
-    Each time an agent of its own fails and ends; what is repeated then is so in one that goes on.
-    """
-
-    def __init__(
-        self, kind: type[Writing], tiny: Tiny, agents: Agents, healthy: AgentClient
-    ) -> None:
-        self._kind, self._tiny, self._agents, self._healthy = kind, tiny, agents, healthy
+    def __init__(self, kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
+        self._kind, self._tiny, self._agents = kind, tiny, agents
 
     def passes(self, **limits: int) -> bool:
         """Whether it is done as if there were no limit; if not, all must be as after a failure."""
@@ -113,7 +108,8 @@ class Trial:
         writing.assert_whole()
         assert "No space left" in str(failure), failure
         assert str(self._tiny.point) in str(failure), failure
-        writing.run(self._healthy)
+        with self._agents.start() as agent:
+            writing.run(agent)
         writing.assert_done()
         return False
 
@@ -128,11 +124,9 @@ def least(passes: Callable[[int], bool], most: int) -> int:
 
 
 @pytest.mark.parametrize("kind", sample(WRITINGS, 5))
-def test_C1_C8_no_room_at_any_write(
-    kind: type[Writing], tiny: Tiny, agents: Agents, agent: AgentClient
-) -> None:
+def test_C1_C8_no_room_at_any_write(kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
     """Halving the room ends at the last writes; these, and some before, are tried."""
-    trial = Trial(kind, tiny, agents, agent)
+    trial = Trial(kind, tiny, agents)
     enough = least(lambda room: trial.passes(room=room), 4 * MB // PAGE)
     rooms = range(0, enough, 1 if EVERYWHERE else max(1, enough // 64))
     for room in sample(rooms, 1):
@@ -141,10 +135,8 @@ def test_C1_C8_no_room_at_any_write(
 
 
 @pytest.mark.parametrize("kind", sample(WRITINGS, 5))
-def test_C1_no_room_for_any_new_file(
-    kind: type[Writing], tiny: Tiny, agents: Agents, agent: AgentClient
-) -> None:
-    trial = Trial(kind, tiny, agents, agent)
+def test_C1_no_room_for_any_new_file(kind: type[Writing], tiny: Tiny, agents: Agents) -> None:
+    trial = Trial(kind, tiny, agents)
     for files in itertools.count(0, 1 if EVERYWHERE else 3):
         if trial.passes(files=files):
             break
@@ -203,11 +195,7 @@ def is_of_manifests(log: str) -> bool:
 # Shifted, so that on one day it is not the same ones that have no room for files.
 @pytest.mark.parametrize("kind", sample(WRITINGS[1:] + WRITINGS[:1], 4))
 def test_C8_a_disk_that_fails_at_any_fsync(
-    kind: type[Writing],
-    tmp_path: Path,
-    agents: Agents,
-    agent: AgentClient,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Writing], tmp_path: Path, agents: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
     for number in itertools.count(1) if EVERYWHERE else (1, 4):
@@ -216,9 +204,9 @@ def test_C8_a_disk_that_fails_at_any_fsync(
         log.write_text("")
         receiver = list(RECEIVER)
         writing = kind(root, agents, receiver)
-        with failing_syncs(number, log, monkeypatch) as traced, agents.start() as failing:
+        with failing_syncs(number, log, monkeypatch) as traced, agents.start() as agent:
             receiver[:] = traced
-            failure = failure_of(writing, failing)
+            failure = failure_of(writing, agent)
         receiver[:] = RECEIVER
         reached = "(INJECTED)" in log.read_text()
         if failure:
@@ -230,7 +218,8 @@ def test_C8_a_disk_that_fails_at_any_fsync(
             missed = reached and not told and not is_of_manifests(log.read_text())
             assert not missed, f"nobody was told of the failure of fsync {number}"
         if failure or not writing.is_best():  # the next one takes up what a fill has left
-            writing.run(agent)
+            with agents.start() as agent:
+                writing.run(agent)
         writing.assert_done()
         if not reached:
             break

@@ -136,8 +136,9 @@ def test_J6_disks_that_differ_from_another_one(
         describe(image)
 
 
-def test_H27_an_encrypted_qcow2_is_not_convertible(image: Path) -> None:
-    create_encrypted(image)
+@pytest.mark.parametrize("kind", ["aes", "luks"])
+def test_H27_an_encrypted_qcow2_is_not_convertible(image: Path, kind: str) -> None:
+    create_encrypted(image, kind)
     assert describe(image) == Description("qcow2", MB, convertible=False)
 
 
