@@ -2,7 +2,8 @@
 
 A wrapper lies before each program in the PATH of each node. While `counting` it notes the start
 under the next number, and fails if that is the chosen one. Numbers are those of the whole cluster:
-the notes lie in one directory that all nodes share.
+the notes lie in one directory that all nodes share. So do the wrappers: there is one for each of
+more than a thousand programs, and made for each node they would take longer than what is counted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.cluster import Node
 from tests.cluster.sharing import share, unshare
@@ -18,10 +18,14 @@ from tests.testbed import Testbed
 
 PLANTED = "planted failure"
 _NOTES, _BEFORE = "/var/tmp/starts", "/usr/local/bin"
+_LINKS = "/var/tmp/starts-wrappers"  # what all nodes have laid over _BEFORE
 _SCRIPT = "/usr/local/lib/count-starts"
 _PROGRAMS = ("/usr/sbin", "/usr/bin")
 # What oned's mads start before our action runs, and what the wrapper needs itself.
 _NOT_OURS = {"nice", "sh", "env"}
+# On the front-end neither the interpreter of the entry scripts is started by us nor the command,
+# which hosts do not have.
+_INTERPRETER, _COMMAND = "python3", "onestor"
 
 # Nothing but what the shell has built in: a wrapper costs a millisecond. "set -C": who can create
 # the file has its number, nobody writes over it.
@@ -77,27 +81,35 @@ class Starts:
 def counted_starts(bed: Testbed) -> Iterator[Starts]:
     """Wrappers on all nodes for the time of the block."""
     frontend = bed.frontend
-    for node in bed.cluster.nodes:
-        node.run(["mkdir", "-p", _NOTES])
-        node.write(_SCRIPT, _WRAPPER, mode=0o755, owner="root")
-    planted = [link for node in bed.cluster.nodes for link in _plant(node, node is frontend)]
-    for node in bed.hosts:
-        share(frontend, node, _NOTES)
-    try:
-        yield Starts(frontend)
-    finally:
+    with contextlib.ExitStack() as planted:
+        for node in bed.cluster.nodes:
+            node.run(["mkdir", "-p", _NOTES, _LINKS])
+            node.write(_SCRIPT, _WRAPPER, mode=0o755, owner="root")
+
+        def mount(node: Node, kind: str, options: str, path: str) -> None:
+            node.run(["mount", "-t", kind, "-o", options, kind, path], user="root")
+            planted.callback(unshare, node, path)
+
+        mount(frontend, "tmpfs", "mode=755", _LINKS)  # its links go with it
+        for name in _programs(bed) - {_INTERPRETER, _COMMAND}:
+            frontend.path(f"{_LINKS}/{name}").symlink_to(_SCRIPT)
         for node in bed.hosts:
-            unshare(node, _NOTES)
-        for link in planted:
-            link.unlink()
+            link = node.path(f"{_BEFORE}/{_INTERPRETER}")
+            link.symlink_to(_SCRIPT)
+            planted.callback(link.unlink)
+            for path in (_NOTES, _LINKS):
+                share(frontend, node, path)
+                planted.callback(unshare, node, path)
+        for node in bed.cluster.nodes:
+            mount(node, "overlay", f"lowerdir={_LINKS}:{_BEFORE}", _BEFORE)
+        yield Starts(frontend)
 
 
-def _plant(node: Node, is_frontend: bool) -> Iterator[Path]:
-    # Neither are the interpreter of the entry scripts and the command started by us.
-    others = _NOT_OURS | ({"python3", "onestor"} if is_frontend else set())
-    for directory in _PROGRAMS:
-        for entry in os.scandir(node.path(directory)):
-            link = node.path(f"{_BEFORE}/{entry.name}")
-            if entry.name not in others and not os.path.lexists(link):
-                link.symlink_to(_SCRIPT)
-                yield link
+def _programs(bed: Testbed) -> set[str]:
+    """What any of the nodes has, and none of them something else before it already."""
+
+    def inside(*directories: str) -> set[str]:
+        paths = [node.path(each) for node in bed.cluster.nodes for each in directories]
+        return {name for path in paths for name in os.listdir(path)}
+
+    return inside(*_PROGRAMS) - inside(_BEFORE) - _NOT_OURS
