@@ -53,8 +53,6 @@ def found(desk: Desk, *, status: int = 1, **environment: str) -> set[tuple[str, 
 
 
 def test_a_healthy_cloud(desk: Desk) -> None:
-    said = desk.run("doctor")
-    assert said.endswith("0 warnings, 0 errors\n") and "\n" not in said[:-1]
     rows = desk.rows("doctor")
     assert {(row["level"], row["mend"]) for row in rows} == {("ok", "")}
     checks = {(row["host"], row["check"]) for row in rows}
@@ -167,6 +165,15 @@ def no_python(desk: Desk) -> Iterator[None]:
         yield
 
 
+@fault(("error", "host02", "answer"))
+def answers_that_make_no_sense(desk: Desk) -> Iterator[None]:
+    """A host may say anything."""
+    nonsense = """case "$*" in *-c*) echo 'onestor agent'; echo '{"agent": {}}'
+while read line; do echo '{"result": {"clock": 1, "python": "x"}}'; done;; esac"""
+    with program_before(desk.node("host02"), "python3", nonsense):
+        yield
+
+
 @fault(("error", "host03", "qemu-img"))
 def no_qemu_img(desk: Desk) -> Iterator[None]:
     missing = 'echo "qemu-img: not found" >&2; exit 127'
@@ -189,17 +196,17 @@ def a_script_is_missing(desk: Desk) -> Iterator[None]:
     away.rename(script)
 
 
-@fault(("error", "host02", "libvirt"))
+@fault(("error", "host01", "libvirt"))
 def libvirt_is_down(desk: Desk) -> Iterator[None]:
-    node = desk.node("host02")
+    node = desk.node("host01")
     restart(node, "")
     yield
     restart(node)
 
 
-@fault(("error", "host02", "qemu"))
+@fault(("error", "host03", "qemu"))
 def qemu_runs_as_another_user(desk: Desk) -> Iterator[None]:
-    node = desk.node("host02")
+    node = desk.node("host03")
     with changed(node, "/etc/libvirt/qemu.conf", 'user = "oneadmin"', 'user = "libvirt-qemu"'):
         restart(node)
         yield
@@ -287,10 +294,10 @@ def a_replica_that_is_no_host(desk: Desk) -> Iterator[None]:
     yield
 
 
-@fault(("warning", "host02", "apparmor"))
+@fault(("warning", "host03", "apparmor"))
 def apparmor_without_a_rule(desk: Desk) -> Iterator[None]:
     confined = '/usr/bin/virsh "$@"; echo "<secmodel><model>apparmor</model></secmodel>"'
-    with program_before(desk.node("host02"), "virsh", confined):
+    with program_before(desk.node("host03"), "virsh", confined):
         yield
 
 
@@ -334,24 +341,18 @@ def test_faults(desk: Desk, names: list[str]) -> None:
 
 
 def test_connections_that_sshd_drops_are_tried_again(desk: Desk) -> None:
-    """Many hosts that try to get to all others at once pass MaxStartups of sshd_config(5)."""
+    """Many hosts that try to get to all others at once pass MaxStartups of sshd_config(5).
+
+    That all is well then, as ever, is one line.
+    """
     dropped = """
 [ -e /var/tmp/dropped ] && exec /usr/bin/ssh "$@"
 touch /var/tmp/dropped
 echo "kex_exchange_identification: Connection closed by remote host" >&2; exit 255"""
     with program_before(desk.node("host02"), "ssh", dropped):
-        assert found(desk, status=0) == set()
+        said = desk.run("doctor")
+    assert said.endswith(" 0 warnings, 0 errors\n") and "\n" not in said[:-1]
     desk.node("host02").run(["rm", "/var/tmp/dropped"])
-
-
-def test_answers_that_make_no_sense(desk: Desk) -> None:
-    """A host may say anything: it is told, and the others are judged as ever."""
-    nonsense = """case "$*" in *-c*) echo 'onestor agent'; echo '{"agent": {}}'
-while read line; do echo '{"result": {"clock": 1, "python": "x"}}'; done;; esac"""
-    with program_before(desk.node("host02"), "python3", nonsense):
-        bad = found(desk)
-    assert ("error", "host02", "answer") in bad
-    assert {host for _, host, _ in bad} == {"host02"}
 
 
 def test_no_agent_no_oned(desk: Desk) -> None:
@@ -379,8 +380,12 @@ def test_settings_that_cannot_be_read(desk: Desk) -> None:
 
 
 def test_how_it_looks(desk: Desk) -> None:
-    template(desk, REPLICA_MAX_USED_PERC="many", REPLICA_HOST="host03 host02 host01")
-    with changed(desk.bed.frontend, EXECRC, "kvm-onestor", "kvm-other"):
+    """Here without hosts to look at, which look no other."""
+    frontend = desk.bed.frontend
+    with (
+        of_driver(desk.bed, desk.bed.system, "ssh"),
+        changed(frontend, EXECRC, "kvm-onestor", "kvm-other"),
+    ):
         for width in (80, 120):
             expect(f"doctor-{width}", desk.screen(width, "doctor"))
         expect("doctor-piped", desk.run("doctor", status=1))
