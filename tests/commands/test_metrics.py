@@ -15,11 +15,24 @@ def figures(text: str) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
+def asking(desk: Desk) -> Vm:
+    """A VM that runs, as oned knows it; its disk asks for a recovery copy each minute."""
+    cloud = desk.bed.cloud
+    disk = cloud.image_disk(desk.bed.image(MEDIUM_QCOW2), RECOVERY_SNAPSHOT_FREQ="60")
+    vm = desk.bed.vm(disk)
+    cloud.place(vm, "host01", desk.bed.system)
+    cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
+    return vm
+
+
 def test_what_actions_count(desk: Desk) -> None:
-    image = desk.bed.image(MEDIUM_QCOW2)
+    """In a file for the collector, and in JSON."""
+    image, file = desk.bed.image(MEDIUM_QCOW2), "/var/tmp/onestor.prom"
     for _ in range(2):
         desk.started(image)
-    text = desk.run("metrics")
+    assert desk.run("metrics", "--output", file) == ""
+    text = desk.bed.frontend.read(file).decode()
+    assert text.endswith("\n") and desk.bed.frontend.path(file).stat().st_mode & 0o777 == 0o644
     found = figures(text)
     assert found['onestor_actions_total{action="clone",outcome="ok"}'] == 2
     for result in ("hit", "miss"):
@@ -32,6 +45,8 @@ def test_what_actions_count(desk: Desk) -> None:
     assert again['onestor_actions_total{action="clone",outcome="ok"}'] == 2
     for name in {key.partition("{")[0] for key in found}:
         assert f"# TYPE {name} " in text and f"# HELP {name} " in text
+    desk.run("metrics", "--output", "/nosuch/onestor.prom", status=1)
+    assert "/nosuch" in desk.complaints
 
 
 def test_evictions_and_failures(desk: Desk) -> None:
@@ -49,21 +64,9 @@ def test_evictions_and_failures(desk: Desk) -> None:
 
 def test_a_disk_without_any_recovery_copy(desk: Desk) -> None:
     """It has no age, so no alert about its lag would ever come."""
-    vm = desk.started(desk.bed.image(MEDIUM_QCOW2))
-    vm.disks[0].attributes["RECOVERY_SNAPSHOT_FREQ"] = "60"
-    desk.bed.cloud.save(vm)
+    vm = asking(desk)
     found = figures(desk.run("metrics"))
     assert found[f'onestor_recovery_missing{{disk="disk.0",vm="{vm.id}"}}'] == 1
-
-
-def asking(desk: Desk) -> Vm:
-    """A VM that runs, as oned knows it; its disk asks for a recovery copy each minute."""
-    cloud = desk.bed.cloud
-    disk = cloud.image_disk(desk.bed.image(MEDIUM_QCOW2), RECOVERY_SNAPSHOT_FREQ="60")
-    vm = desk.bed.vm(disk)
-    cloud.place(vm, "host01", desk.bed.system)
-    cloud.set_state(vm, objects.ACTIVE, objects.RUNNING)
-    return vm
 
 
 def test_the_age_of_recovery_copies(desk: Desk) -> None:
@@ -102,16 +105,6 @@ def test_what_was_counted_is_told_without_oned(desk: Desk) -> None:
     assert found['onestor_actions_total{action="clone",outcome="ok"}'] == 1
     assert not any("recovery" in name for name in found)
     assert "ask oned" in desk.complaints and url in desk.complaints
-
-
-def test_a_file_for_the_collector(desk: Desk) -> None:
-    desk.started(desk.bed.image(MEDIUM_QCOW2))
-    assert desk.run("metrics", "--output", "/var/tmp/onestor.prom") == ""
-    text = desk.bed.frontend.read("/var/tmp/onestor.prom").decode()
-    assert "onestor_actions_total" in text and text.endswith("\n")
-    assert desk.bed.frontend.path("/var/tmp/onestor.prom").stat().st_mode & 0o777 == 0o644
-    desk.run("metrics", "--output", "/nosuch/onestor.prom", status=1)
-    assert "/nosuch" in desk.complaints
 
 
 def test_every_action_ends_with_a_summary(desk: Desk) -> None:
