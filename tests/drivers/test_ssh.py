@@ -48,12 +48,10 @@ def ssh_files(node: Node, **files: str) -> Iterator[None]:
 
 
 def works(bed: Testbed, host: str = "host01") -> bool:
-    """Whether a clone and a delete succeed: control and bulk connection."""
+    """Whether a clone of an image that comes anew succeeds: control and bulk connection."""
     vm = bed.vm(bed.image(SMALL))
     reply = bed.oned.instantiate(vm, host, bed.system)
     assert len(reply.result.stderr.splitlines()) <= 1, reply.result.stderr
-    if reply.success:
-        assert bed.oned.terminate(vm).success
     return reply.success
 
 
@@ -128,7 +126,6 @@ def test_a_new_key_is_a_line_of_its_own(bed: Testbed) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        "Host host01\n  ProxyJump host02\n",
         "Host host01\n  ProxyJump oneadmin@host02:22\n",
         "Host host01\n  ProxyCommand ssh -W %h:%p host02\n",
         "Host edge\n  HostName host01\n  ProxyJump host02\n",
@@ -148,7 +145,7 @@ def test_a_way_that_leads_nowhere_is_one_line(bed: Testbed) -> None:
 @pytest.mark.fault
 @pytest.mark.parametrize(
     ("kind", "passphrase"),
-    one_of(2, list(itertools.product(["rsa", "ecdsa", "ed25519"], ["", "secret"]))),
+    one_of(3, list(itertools.product(["rsa", "ecdsa", "ed25519"], ["", "secret"]))),
 )
 def test_other_keys_beside_the_right_one(bed: Testbed, kind: str, passphrase: str) -> None:
     """A key nobody accepts, or one that is encrypted, must not stand in the way of the agent."""
