@@ -534,7 +534,8 @@ def test_C11_A18_no_bridge_host_answers(bed: Testbed) -> None:
     assert vm_files(bed, bed.hosts[0]) == {}
 
 
-def test_L8_K10_address_and_options_of_the_hop_from_the_replica(bed: Testbed) -> None:
+def test_L8_L12_K10_address_and_options_of_the_hop_from_the_replica(bed: Testbed) -> None:
+    """For a disk of which recovery snapshots are asked for, too: that does not disturb."""
     configure_system(bed, REPLICA_HOST="host03")
     bed.configure("REPLICA_SSH_OPTS='-c aes256-gcm@openssh.com'\n")
     host, replica = bed.hosts[0], bed.hosts[2]
@@ -542,7 +543,8 @@ def test_L8_K10_address_and_options_of_the_hop_from_the_replica(bed: Testbed) ->
     record = 'echo "called $*" >>/var/tmp/ssh-calls; exec /usr/bin/ssh "$@"'
     address = host_attribute(bed, "host03", REPLICA_STORAGE_IP=replica.address)
     with address, program_before(host, "ssh", record):
-        clone(bed, image, host)
+        vm = clone(bed, image, host, RECOVERY_SNAPSHOT_FREQ="60")
+    assert same_content(bed, host, bed.disk_path(vm), "qcow2", QCOW2)
     calls = host.read("/var/tmp/ssh-calls").decode().split("called ")[1:]
     host.run(["rm", "/var/tmp/ssh-calls"])
     assert calls
@@ -705,12 +707,6 @@ def test_C10_standalone_disks(bed: Testbed, place: str) -> None:
     assert "backing-filename" not in info(host, bed.disk_path(vm))
     assert not host.exists(f"{bed.disk_path(vm)}.base")
     assert digest(host, bed.disk_path(vm)) == digest(bed.frontend, QCOW2)
-
-
-def test_L12_an_asked_for_recovery_snapshot_does_not_disturb(bed: Testbed) -> None:
-    configure_system(bed, REPLICA_HOST="host03")
-    vm = clone(bed, bed.image(QCOW2), bed.hosts[0], RECOVERY_SNAPSHOT_FREQ="60")
-    assert same_content(bed, bed.hosts[0], bed.disk_path(vm), "qcow2", QCOW2)
 
 
 def test_C3_C4_C7_sparse_and_size_by_way_of_the_replica_with_every_format_stated(
