@@ -20,6 +20,7 @@ from tests.drivers.conftest import (
     warnings,
     write,
 )
+from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import Image, Vm
@@ -122,12 +123,10 @@ def test_F1_F4_F12_F15_the_snapshots_of_a_thin_disk_on_its_way(bed: Testbed, lif
     assert not two.exists(f"{disk}.snap")
     assert content(two, disk, "qcow2") == wanted[10] + bytes(4 * MB)
     assert bed.files(replica) == replicas
-    good(life.migrate(vm, "host01"))
-    good(bed.oned.terminate(vm))
 
 
 def test_F2_a_file_that_oned_does_not_know_is_moved_aside(bed: Testbed, life: Life) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     host, disk = bed.hosts[0], bed.disk_path(vm)
     host.run(["mkdir", f"{disk}.snap"])
     host.write(f"{disk}.snap/0", "of a failed one")
@@ -170,7 +169,7 @@ def test_F3_F7_a_full_disk_leaves_all_as_it_was(bed: Testbed, life: Life) -> Non
     host.mount_datastores(24)
     bed.configure('CHECK_FREE_SPACE="NO"\n')
     try:
-        vm = powered_off(bed, bed.image(MEDIUM, persistent=True))
+        vm = placed(bed, bed.image(MEDIUM, persistent=True))
         disk, template = bed.disk_path(vm), vm.disks[0]
         good(life.snapshot(vm, template))
         write(host, disk, "raw", 5)
@@ -203,7 +202,7 @@ def recovered(bed: Testbed, point: str) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("point", crashpoints.names("tm.snap_create"))
 def test_F3_snap_create_after_a_crash(bed: Testbed, life: Life, point: str) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     host, disk, template = bed.hosts[0], bed.disk_path(vm), vm.disks[0]
     if point == "snapshot.aside":
         host.run(["mkdir", f"{disk}.snap"])
@@ -225,7 +224,7 @@ def test_F3_snap_create_after_a_crash(bed: Testbed, life: Life, point: str) -> N
 @pytest.mark.crash
 @pytest.mark.parametrize("point", points("tm.snap_revert", "tm.clone"))
 def test_F7_snap_revert_after_a_crash(bed: Testbed, life: Life, point: str) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     host, disk, template = bed.hosts[0], bed.disk_path(vm), vm.disks[0]
     old = content(host, disk, "qcow2")
     good(life.snapshot(vm, template))
@@ -243,11 +242,13 @@ def test_F7_snap_revert_after_a_crash(bed: Testbed, life: Life, point: str) -> N
 
 @pytest.mark.parametrize("point", crashpoints.names("tm.snap_delete"))
 def test_F13_snap_delete_after_a_crash(bed: Testbed, life: Life, point: str) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     host, disk, template = bed.hosts[0], bed.disk_path(vm), vm.disks[0]
+    good(life.snapshot(vm, template))
+    host.run(["cp", f"{disk}.snap/0", f"{disk}.snap/1"])
+    life._snapshots_of(vm, template).add("", 8)
+    bed.cloud.save(vm)
     seen = content(host, disk, "qcow2")
-    for _ in range(2):
-        good(life.snapshot(vm, template))
     crash_at(bed, point)
     assert not life.delete_snapshot(vm, template, 0).success
     recovered(bed, point)
@@ -257,32 +258,30 @@ def test_F13_snap_delete_after_a_crash(bed: Testbed, life: Life, point: str) -> 
     bed.assert_at_rest()
 
 
-@pytest.mark.parametrize("program", ["qemu-img", "python3"])
-def test_F2_K1_each_program_that_fails_leaves_all_as_it_was(
-    bed: Testbed, life: Life, program: str
-) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+def test_F2_K1_each_program_that_fails_leaves_all_as_it_was(bed: Testbed, life: Life) -> None:
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     host, disk, template = bed.hosts[0], bed.disk_path(vm), vm.disks[0]
     good(life.snapshot(vm, template))
     template.attributes["SIZE"] = "9"  # to be made larger, behind the copy
     bed.cloud.save(vm)
     before, seen = files(bed, host), content(host, disk, "qcow2")
-    broken = 'case "$1 $2" in "info --output"*) exec /usr/bin/qemu-img "$@";; esac\n'
-    script = f"{broken if program == 'qemu-img' else ''}echo broken >&2; exit 3"
-    with program_before(host, program, script):
-        reply = life.revert(vm, template, 0)
-    assert not reply.success and "broken" in reply.error
-    assert files(bed, host) == before
-    with program_before(host, program, "echo broken >&2; exit 3"):
-        reply = life.snapshot(vm, template)
-    assert not reply.success and "broken" in reply.error and "host01" in reply.error
-    assert files(bed, host) == before
-    assert content(host, disk, "qcow2") == seen
+    looks_on = 'case "$1 $2" in "info --output"*) exec /usr/bin/qemu-img "$@";; esac\n'
+    for program in ("qemu-img", "python3"):
+        script = f"{looks_on if program == 'qemu-img' else ''}echo broken >&2; exit 3"
+        with program_before(host, program, script):
+            reply = life.revert(vm, template, 0)
+        assert not reply.success and "broken" in reply.error
+        assert files(bed, host) == before
+        with program_before(host, program, "echo broken >&2; exit 3"):
+            reply = life.snapshot(vm, template)
+        assert not reply.success and "broken" in reply.error and "host01" in reply.error
+        assert files(bed, host) == before
+        assert content(host, disk, "qcow2") == seen
 
 
 def test_one_action_at_a_time_changes_a_disk(bed: Testbed, life: Life) -> None:
     bed.configure('REPLICA_COPY_LOCK_TIMEOUT="1"\n')
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     directory = os.path.dirname(bed.disk_path(vm))
     with lock_held(bed.hosts[0], f"{directory}/.disk.0.lock"):
         for reply in (life.snapshot(vm, vm.disks[0]), life.resize(vm, vm.disks[0], 9)):
@@ -290,33 +289,36 @@ def test_one_action_at_a_time_changes_a_disk(bed: Testbed, life: Life) -> None:
 
 
 def test_a_host_that_cannot_be_reached_is_named(bed: Testbed, life: Life) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     bed.hosts[0].cut()
     reply = life.snapshot(vm, vm.disks[0])
     assert not reply.success and "host01" in reply.error
 
 
+WRONG = [
+    ("host01:/var/lib/one//datastores/102/{id}/disk.0 {id} 101", "expected host:DIR/disk.i"),
+    ("host01:/var/lib/one//datastores/102/{id}/disk.0 -1 {id} 101", "'-1', not a number"),
+    ("host01:/var/lib/one//datastores/102/{id}/disk.0 ../1 {id} 101", "not a number"),
+    ("host01:/var/lib/one//datastores/102/{id} 0 {id} 101", "is no disk"),
+    ("host01:/var/lib/one//datastores/102/{id}/disk.7 0 {id} 101", "no disk 7"),
+]
+SNAP_ACTIONS = ("SNAP_CREATE", "SNAP_REVERT", "SNAP_DELETE")
+
+
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("host01:/var/lib/one//datastores/102/{id}/disk.0 {id} 101", "expected host:DIR/disk.i"),
-        ("host01:/var/lib/one//datastores/102/{id}/disk.0 -1 {id} 101", "'-1', not a number"),
-        ("host01:/var/lib/one//datastores/102/{id}/disk.0 ../1 {id} 101", "not a number"),
-        ("host01:/var/lib/one//datastores/102/{id} 0 {id} 101", "is no disk"),
-        ("host01:/var/lib/one//datastores/102/{id}/disk.7 0 {id} 101", "no disk 7"),
-    ],
+    ("words", "expected", "action"),
+    one_of(3, [(*wrong, action) for wrong in WRONG for action in SNAP_ACTIONS]),
 )
-def test_K5_wrong_words_are_one_line(bed: Testbed, words: str, expected: str) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
-    for action in ("SNAP_CREATE", "SNAP_REVERT", "SNAP_DELETE"):
-        line = f"{action} onestor {words.format(id=vm.id)}"
-        reply = bed.oned.transfer_mad.run_line(line)
-        assert not reply.success and expected in reply.error
-        assert "Traceback" not in reply.error
+def test_K5_wrong_words_are_one_line(bed: Testbed, words: str, expected: str, action: str) -> None:
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
+    line = f"{action} onestor {words.format(id=vm.id)}"
+    reply = bed.oned.transfer_mad.run_line(line)
+    assert not reply.success and expected in reply.error
+    assert "Traceback" not in reply.error
 
 
 def test_F13_deleting_what_is_not_there_is_done(bed: Testbed) -> None:
-    vm = powered_off(bed, bed.image(MEDIUM_QCOW2))
+    vm = placed(bed, bed.image(MEDIUM_QCOW2))
     line = transfer.snapshot(vm, vm.disks[0], "SNAP_DELETE", 5)
     good(bed.oned.transfer_mad.run_line(line))
     assert "snapshot 5" in warnings(bed)[0]
