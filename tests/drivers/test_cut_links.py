@@ -29,6 +29,7 @@ from tests.drivers.conftest import (
 )
 from tests.drivers.test_crash import persistent_image
 from tests.drivers.test_moving import tree
+from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.mads import TransferMad
 from tests.oned.objects import Vm
@@ -161,11 +162,8 @@ def test_K7_K8_a_clone_by_way_of_a_replica(
 
 def powered_off(bed: Testbed, *, persistent: bool) -> Vm:
     image = bed.image(MEDIUM if persistent else MEDIUM_QCOW2, persistent=persistent)
-    vm = bed.vm(image)
-    reply = bed.oned.instantiate(vm, "host01", bed.system)
-    assert reply.success, reply.error
+    vm = placed(bed, image)
     write(bed.hosts[0], bed.disk_path(vm), image.format, 7)
-    bed.cloud.set_state(vm, objects.POWEROFF)
     return vm
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from tests.drivers.conftest import (
     same_content,
     vm_files,
 )
+from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import Vm
@@ -57,12 +57,22 @@ def tree(node: Node, directory: str) -> dict[str, tuple[str, int, str]]:
 
 
 @pytest.fixture
-def vm(bed: Testbed) -> Iterator[Vm]:
+def vm(bed: Testbed) -> Vm:
     """A VM on host01 that is powered off: a thin disk with snapshots, a persistent raw one, an
     empty one, and what else lies in such a directory."""
-    vm = bed.vm(bed.image(MEDIUM_QCOW2))
-    reply = bed.oned.instantiate(vm, "host01", bed.system)
-    assert reply.success, reply.error
+    return furnished(bed, placed(bed, bed.image(MEDIUM_QCOW2)))
+
+
+@pytest.fixture
+def cloned(bed: Testbed) -> Vm:
+    """The same of a disk that was cloned: it has a record, and its base is in the host's cache."""
+    vm = clone(bed, bed.image(MEDIUM_QCOW2), bed.hosts[0])
+    bed.cloud.set_state(vm, objects.POWEROFF)
+    return furnished(bed, vm)
+
+
+def furnished(bed: Testbed, vm: Vm) -> Vm:
+    """Put the rest beside the thin disk."""
     host, directory = bed.hosts[0], directory_of(bed, vm)
     kept = bed.cloud.image_disk(bed.image(MEDIUM, persistent=True))
     for disk, content in (
@@ -72,6 +82,7 @@ def vm(bed: Testbed) -> Iterator[Vm]:
         bed.cloud.add_disk(vm, disk)
         bed.cloud.settle(disk, bed.system)
         host.write(f"{directory}/disk.{disk.id}", content, mode=0o660)
+    bed.cloud.save(vm)
     argv = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", f"{directory}/disk.0"]
     host.run(argv)
     host.run(["mkdir", f"{directory}/disk.0.snap"])
@@ -80,9 +91,8 @@ def vm(bed: Testbed) -> Iterator[Vm]:
         host.run(["cp", f"{directory}/disk.0", f"{directory}/disk.0.snap/{snapshot}"])
     host.write(f"{directory}/snap-0.xml", "<domainsnapshot/>")
     host.write(f"{directory}/checkpoint", b"memory" * 1000, mode=0o600)
-    bed.cloud.set_state(vm, objects.POWEROFF)
     forget_log(bed)
-    yield vm
+    return vm
 
 
 def directory_of(bed: Testbed, vm: Vm) -> str:
@@ -101,10 +111,10 @@ def repeat(bed: Testbed, vm: Vm, source: str = "host01", target: str = "host02")
     return reply
 
 
-def test_D7_D19_everything_arrives_and_the_source_is_gone(bed: Testbed, vm: Vm) -> None:
-    directory = directory_of(bed, vm)
+def test_D7_D19_everything_arrives_and_the_source_is_gone(bed: Testbed, cloned: Vm) -> None:
+    directory = directory_of(bed, cloned)
     before = tree(bed.hosts[0], directory)
-    reply = move(bed, vm)
+    reply = move(bed, cloned)
     assert reply.success, reply.error
     assert tree(bed.hosts[1], directory) == before
     assert not bed.hosts[0].exists(directory)
@@ -116,12 +126,14 @@ def test_D7_D19_everything_arrives_and_the_source_is_gone(bed: Testbed, vm: Vm) 
         assert "disk.0.base" in bed.hosts[1].run(info).stdout
 
 
-def test_D10_C10_a_base_that_the_target_has_is_linked_and_not_sent(bed: Testbed, vm: Vm) -> None:
-    image = bed.cloud.images[vm.disks[0].image_id or 0]
+def test_D10_C10_a_base_that_the_target_has_is_linked_and_not_sent(
+    bed: Testbed, cloned: Vm
+) -> None:
+    image = bed.cloud.images[cloned.disks[0].image_id or 0]
     clone(bed, image, bed.hosts[1])
     sent = bed.hosts[0].bytes_sent()
-    assert move(bed, vm).success
-    base = f"{directory_of(bed, vm)}/disk.0.base"
+    assert move(bed, cloned).success
+    base = f"{directory_of(bed, cloned)}/disk.0.base"
     host = bed.hosts[1]
     assert host.path(base).stat().st_ino == host.path(entry_of(image)).stat().st_ino
     written = 5 * (64 << 10) * 4 + (6 << 20)  # overlay and snapshots with their metadata; disk.1
@@ -129,27 +141,27 @@ def test_D10_C10_a_base_that_the_target_has_is_linked_and_not_sent(bed: Testbed,
     assert "disk.0.base there already" in bed.log()
 
 
-def test_D10_a_base_that_is_not_there_is_sent_once(bed: Testbed, vm: Vm) -> None:
+def test_D10_a_base_that_is_not_there_is_sent_once(bed: Testbed, cloned: Vm) -> None:
     host = bed.hosts[1]
-    assert move(bed, vm).success
-    base = f"{directory_of(bed, vm)}/disk.0.base"
+    assert move(bed, cloned).success
+    base = f"{directory_of(bed, cloned)}/disk.0.base"
     assert host.path(base).stat().st_mode & 0o777 == 0o444
     assert not host.exists(f"{DATASTORES}/101")  # it goes past the cache
-    assert move(bed, vm, "host01").success  # there it is in the cache still
-    image = bed.cloud.images[vm.disks[0].image_id or 0]
+    assert move(bed, cloned, "host01").success  # there it is in the cache still
+    image = bed.cloud.images[cloned.disks[0].image_id or 0]
     one = bed.hosts[0]
     assert one.path(base).stat().st_ino == one.path(entry_of(image)).stat().st_ino
 
 
-def test_D10_a_cached_base_with_other_content_is_not_taken(bed: Testbed, vm: Vm) -> None:
+def test_D10_a_cached_base_with_other_content_is_not_taken(bed: Testbed, cloned: Vm) -> None:
     """The image has a new version by now, and the target's cache has that one."""
-    image = bed.cloud.images[vm.disks[0].image_id or 0]
+    image = bed.cloud.images[cloned.disks[0].image_id or 0]
     source = bed.frontend.read(entry_of(image))
     bed.frontend.run(["qemu-io", "-f", "qcow2", "-c", "write -P 9 2M 64k", entry_of(image)])
     clone(bed, image, bed.hosts[1])
-    directory = directory_of(bed, vm)
+    directory = directory_of(bed, cloned)
     before = tree(bed.hosts[0], directory)
-    assert move(bed, vm).success
+    assert move(bed, cloned).success
     assert tree(bed.hosts[1], directory) == before
     assert bed.hosts[1].read(f"{directory}/disk.0.base") == source
 
@@ -163,16 +175,16 @@ def test_disk_lines_are_done_by_the_line_of_the_directory(bed: Testbed, vm: Vm, 
     assert vm_files(bed, bed.hosts[0]) == before and vm_files(bed, bed.hosts[1]) == {}
 
 
-def test_D21_stop_and_resume_by_way_of_the_front_end(bed: Testbed, vm: Vm) -> None:
-    life, directory = Life(bed.oned), directory_of(bed, vm)
+def test_D21_stop_and_resume_by_way_of_the_front_end(bed: Testbed, cloned: Vm) -> None:
+    life, directory = Life(bed.oned), directory_of(bed, cloned)
     before = tree(bed.hosts[0], directory)
-    assert life.undeploy(vm).success
+    assert life.undeploy(cloned).success
     assert tree(bed.frontend, directory) == before
     assert not bed.hosts[0].exists(directory)
     # The front-end has the image: its base is a copy, never another name of the origin.
-    image = bed.cloud.images[vm.disks[0].image_id or 0]
+    image = bed.cloud.images[cloned.disks[0].image_id or 0]
     assert bed.frontend.path(entry_of(image)).stat().st_nlink == 1
-    assert life.resume(vm, "host03").success
+    assert life.resume(cloned, "host03").success
     after = tree(bed.hosts[2], directory)
     for name in ("vm.xml", "ds.xml"):  # written anew at every start
         del before[name], after[name]
