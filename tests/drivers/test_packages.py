@@ -34,7 +34,8 @@ def test_newest_packages_in_a_private_environment() -> None:
         versions = dict(line.split("==") for line in listing.lower().split())
         assert int(versions["paramiko"].split(".")[0]) >= 4
         assert int(versions["lxml"].split(".")[0]) >= 6
-        vm = bed.vm(*(bed.import_image(f"{SOURCES}/{name}") for name in ("disk.qcow2", "raw.img")))
+        imported = bed.import_image(f"{SOURCES}/disk.qcow2")
+        vm = bed.vm(imported, bed.image(f"{SOURCES}/raw.img"))
         reply = bed.oned.instantiate(vm, "host01", bed.system)
         assert reply.success, reply.error
         host = bed.hosts[0]
@@ -42,7 +43,7 @@ def test_newest_packages_in_a_private_environment() -> None:
         assert same_content(bed, host, disk, "qcow2", f"{SOURCES}/disk.qcow2")
         assert digest(host, bed.disk_path(vm, 1)) == digest(bed.frontend, f"{SOURCES}/raw.img")
         assert bed.oned.terminate(vm).success
-        assert bed.oned.delete_image(next(iter(bed.cloud.images.values()))).success
+        assert bed.oned.delete_image(imported).success
         # The probe runs with the host's own python3 and needs nothing.
         probe = bed.hosts[0].read("/var/tmp/one/tm/onestor/monitor_ds").splitlines()[0]
         assert probe == b"#!/usr/bin/env python3"
