@@ -26,7 +26,7 @@ from tests.drivers.conftest import (
 from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.life import Life
-from tests.oned.objects import Vm
+from tests.oned.objects import Datastore, Vm
 from tests.oned.reply import Reply
 from tests.sampling import one_of
 from tests.testbed import DATASTORES, Testbed
@@ -99,14 +99,24 @@ def directory_of(bed: Testbed, vm: Vm) -> str:
     return f"{DATASTORES}/{vm.history[-1].ds_id}/{vm.id}"
 
 
-def move(bed: Testbed, vm: Vm, host: str = "host02") -> Reply:
-    return Life(bed.oned).migrate(vm, host)
+def directory_line(vm: Vm, source: str = "host01", target: str = "host02") -> str:
+    """The line of a transfer script that does it all; those of the disks do nothing.
+
+    The whole script is run where everything arrives.
+    """
+    return transfer.move(vm, source, target, old_datastore=vm.history[0].ds_id)[-1]
+
+
+def move(bed: Testbed, vm: Vm, host: str = "host02", datastore: Datastore | None = None) -> Reply:
+    source = vm.history[-1].hostname
+    bed.cloud.place(vm, host, datastore or bed.system)
+    return repeat(bed, vm, source, host)
 
 
 def repeat(bed: Testbed, vm: Vm, source: str = "host01", target: str = "host02") -> Reply:
-    """The same transfer script again, as `onevm recover --retry` has it run."""
+    """Again, as `onevm recover --retry` has it run."""
     bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG_MIGRATE)
-    reply = bed.oned.transfer_mad.run_script(transfer.move(vm, source, target))
+    reply = bed.oned.transfer_mad.run_line(directory_line(vm, source, target))
     bed.cloud.set_state(vm, objects.POWEROFF)
     return reply
 
@@ -114,7 +124,7 @@ def repeat(bed: Testbed, vm: Vm, source: str = "host01", target: str = "host02")
 def test_D7_D19_everything_arrives_and_the_source_is_gone(bed: Testbed, cloned: Vm) -> None:
     directory = directory_of(bed, cloned)
     before = tree(bed.hosts[0], directory)
-    reply = move(bed, cloned)
+    reply = Life(bed.oned).migrate(cloned, "host02")
     assert reply.success, reply.error
     assert tree(bed.hosts[1], directory) == before
     assert not bed.hosts[0].exists(directory)
@@ -199,7 +209,7 @@ def test_D6_another_datastore_of_the_same_host(bed: Testbed, vm: Vm) -> None:
     host.run(["ln", "-s", f"{old}/disk.1", f"{old}/absolute"])  # D11: it names the old place
     before = tree(host, old)
     try:
-        reply = Life(bed.oned).migrate(vm, "host01", other)
+        reply = move(bed, vm, "host01", other)
         assert reply.success, reply.error
         new = directory_of(bed, vm)
         assert new == f"{DATASTORES}/112/{vm.id}"
@@ -219,7 +229,7 @@ def test_D6_another_datastore_on_another_file_system(bed: Testbed, vm: Vm) -> No
     host.run(["chown", "oneadmin:oneadmin", f"{DATASTORES}/112"], user="root")
     before = tree(host, old)
     try:
-        reply = Life(bed.oned).migrate(vm, "host01", other)
+        reply = move(bed, vm, "host01", other)
         assert reply.success, reply.error
         assert tree(host, directory_of(bed, vm)) == before and not host.exists(old)
     finally:
@@ -234,8 +244,7 @@ def test_D9_the_dead_source_is_not_even_asked(bed: Testbed, vm: Vm) -> None:
     bed.cloud.set_state(vm, objects.ACTIVE, objects.PROLOG_MIGRATE_UNKNOWN)
     for state in (60, 61):
         bed.cloud.set_state(vm, objects.ACTIVE, state)
-        lines = transfer.move(vm, "host01", "host02")
-        assert bed.oned.transfer_mad.run_script(lines).success
+        assert bed.oned.transfer_mad.run_line(directory_line(vm)).success
     host.heal()
     assert bed.files(bed.hosts[1]) == {}
 
@@ -360,14 +369,13 @@ def test_D7_a_source_that_changes_meanwhile_stays(bed: Testbed, vm: Vm) -> None:
     """Somebody writes to it while it is sent: what has arrived is not what is there."""
     directory = directory_of(bed, vm)
     bed.hosts[1].limit_rate(40)
-    lines = transfer.move(vm, "host01", "host02")
     bed.cloud.place(vm, "host02", bed.system)
-    script = bed.oned.transfer_mad.start_script(lines)
+    call = bed.oned.transfer_mad.start_line(directory_line(vm))
     part = f".{vm.id}."
     wait_until(lambda: any(part in name for name in bed.files(bed.hosts[1])), "it is on its way")
     bed.hosts[0].write(f"{directory}/new.xml", "<new/>")
     bed.hosts[0].write(f"{directory}/checkpoint", b"other" * 1000, mode=0o600)
-    reply = script.wait()
+    reply = call.wait()
     bed.hosts[1].unlimit_rate()
     assert not reply.success and "changed" in reply.error
     assert bed.hosts[0].exists(f"{directory}/disk.0")
@@ -381,16 +389,16 @@ def test_D8_a_link_that_breaks_half_way(bed: Testbed, vm: Vm, cut: str) -> None:
     bed.configure('STALL_TIMEOUT="3"\nCONNECT_TIMEOUT="3"\n')
     bed.hosts[1].limit_rate(40)
     bed.cloud.place(vm, "host02", bed.system)
-    script = bed.oned.transfer_mad.start_script(transfer.move(vm, "host01", "host02"))
+    call = bed.oned.transfer_mad.start_line(directory_line(vm))
     part = f".{vm.id}."
     wait_until(lambda: any(part in name for name in bed.files(bed.hosts[1])), "it is on its way")
     if cut == "host02":
         bed.hosts[1].cut()
-        reply = script.wait()
+        reply = call.wait()
         bed.hosts[1].heal()
     else:
-        script.kill(9)
-        reply = script.wait()
+        call.kill(9)
+        reply = call.wait()
     bed.hosts[1].unlimit_rate()
     assert not reply.success
     wait_until(lambda: not agents_at_work(bed), "both agents have ended", 120)
