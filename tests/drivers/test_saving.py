@@ -240,7 +240,7 @@ def assert_one_file(bed: Testbed, image: Image, seen: bytes, snapshots: dict[str
 def test_E2_E3_L11_the_recovery_layout_becomes_one_file(bed: Testbed) -> None:
     """With snapshots; without any below, behind programs that fail."""
     image = bed.image(MEDIUM_QCOW2, persistent=True)
-    vm = running(bed, image)
+    vm = placed(bed, image)
     host, disk = bed.hosts[0], bed.disk_path(vm)
     recovery_layout(host, disk)
     wanted = {}
