@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sampling import EVERYWHERE, SEED
+from tests.sampling import EVERYWHERE, SEED, Sampled
 
 # No worker shall begin with a file that takes minutes when the others are about to end.
 _FIRST = ("life", "soak_tests", "drivers", "commands", "docs_tests", "install_tests")
@@ -22,6 +22,11 @@ def pytest_report_header() -> str:
     return "faults: all of them" if EVERYWHERE else f"faults: a sample, FAULTS_SEED={SEED}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        variants = (mark.args[1] for mark in item.iter_markers("parametrize"))
+        if any(isinstance(each, Sampled) for each in variants):
+            item.add_marker("sampled")
     places = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))

@@ -17,16 +17,22 @@ SEED = int(os.environ.get("FAULTS_SEED", "1"))
 Item = TypeVar("Item")
 
 
+class Sampled(list[Item]):
+    """Variants, not all of them at each run; a test parametrized with it is marked `sampled`."""
+
+
 def sample(items: Sequence[Item], count: int, seed: int = SEED) -> Sequence[Item]:
     """At most ``count`` of ``items``, evenly spread; all of them if EVERYWHERE.
 
     One of each stretch, the next one with each seed. Each stretch has an order of its own: what
     comes in turns (a cut, a kill, a cut) would be always of the same kind otherwise.
     """
-    if EVERYWHERE or len(items) <= count:
+    if len(items) <= count:
         return items
+    if EVERYWHERE:
+        return Sampled(items)
     bounds = [number * len(items) // count for number in range(count + 1)]
-    found = []
+    found: Sampled[Item] = Sampled()
     for number, (begin, end) in enumerate(zip(bounds, bounds[1:])):
         order = random.Random(number).sample(items[begin:end], end - begin)
         found.append(order[seed % (end - begin)])

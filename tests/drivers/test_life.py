@@ -19,7 +19,6 @@ from tests.drivers.conftest import (
 from tests.drivers.test_saving import placed
 from tests.oned import objects
 from tests.oned.probe import probe_monitor_ds
-from tests.sampling import one_of
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed
 from tests.waiting import wait_until
 
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.cluster
 VERSIONS = ("6.4.0", "6.8.0", "7.4.1")  # the dialects of contract section 0
 
 
-@pytest.mark.parametrize("version", one_of(2, VERSIONS))
+@pytest.mark.parametrize("version", VERSIONS)
 def test_life_of_a_vm(bed: Testbed, version: str) -> None:
     bed.use_version(version)
     host = bed.hosts[0]

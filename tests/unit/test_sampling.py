@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import sampling
-from tests.sampling import one_of, sample
+from tests.sampling import Sampled, one_of, sample
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,14 @@ def test_one_of_so_many() -> None:
 def test_all_of_it_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "EVERYWHERE", True)
     assert list(sample(range(9), 2)) == list(range(9))
+
+
+def test_who_has_all_variants_at_each_run_is_not_marked(request: pytest.FixtureRequest) -> None:
+    assert isinstance(sample(range(9), 2), Sampled)
+    assert not isinstance(sample(range(9), 9), Sampled)
+    assert request.node.get_closest_marker("sampled") is None
+
+
+@pytest.mark.parametrize("kind", one_of(2, ["one", "other"]))
+def test_who_has_not_is_marked(request: pytest.FixtureRequest, kind: str) -> None:
+    assert request.node.get_closest_marker("sampled") is not None
