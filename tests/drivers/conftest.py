@@ -331,14 +331,16 @@ def onestor_argv(*words: str) -> list[str]:
 
 
 _CALL = """
-import json, sys
+import json, sys, time
 from onestor_lib.frontend import boundary
 from onestor_lib.frontend.services.hosts import Hosts
 
 def work(request):
-    host, operation, facts, rounds = sys.argv[1:]
-    for _ in range(int(rounds)):
-        with Hosts(request.settings, request.log).agent(host) as agent:
+    host, operation, facts, times = sys.argv[1:]
+    with Hosts(request.settings, request.log).agent(host) as agent:
+        found = agent.call(operation, **json.loads(facts))
+        for _ in range(1, int(times)):
+            time.sleep(0.05)
             found = agent.call(operation, **json.loads(facts))
     return json.dumps(found)
 
@@ -346,9 +348,12 @@ boundary.leave(boundary.run("tm", "try", sys.argv[1:], work))
 """
 
 
-def agent_call_argv(host: Node, operation: str, rounds: int = 1, **facts: Any) -> list[str]:
-    """The command line that, on the front-end, makes a host's agent do something."""
-    return ["/usr/bin/python3", "-c", _CALL, host.name, operation, json.dumps(facts), str(rounds)]
+def agent_call_argv(host: Node, operation: str, times: int = 1, **facts: Any) -> list[str]:
+    """The command line that, on the front-end, makes a host's agent do something.
+
+    Between two ``times`` there is a pause of 50 ms, for others to get at the processors.
+    """
+    return ["/usr/bin/python3", "-c", _CALL, host.name, operation, json.dumps(facts), str(times)]
 
 
 def impatient(bed: Testbed) -> contextlib.AbstractContextManager[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import random
 import threading
@@ -20,6 +19,7 @@ from tests.drivers.conftest import (
     QCOW2,
     SOURCES,
     agent_call,
+    agent_call_argv,
     bridged,
     cached_names,
     clone,
@@ -91,28 +91,10 @@ def clones(bed: Testbed, images: Sequence[Image], host: Node) -> None:
         assert reply.success, reply.error
 
 
-# One agent does it all: to start one for each time would leave much more time in between, and the
-# pause is for the clones to get at the processors.
-_EVICT = """
-import json, sys, time
-from onestor_lib.frontend import boundary
-from onestor_lib.frontend.services.hosts import Hosts
-
-def work(request):
-    host, facts = sys.argv[1:]
-    with Hosts(request.settings, request.log).agent(host) as agent:
-        while True:
-            agent.call("cache.trim", **json.loads(facts))
-            time.sleep(0.05)
-
-boundary.leave(boundary.run("tm", "try", sys.argv[1:], work))
-"""
-
-
 @contextlib.contextmanager
 def evicting(bed: Testbed, node: Node) -> Iterator[NodeProcess]:
     """Somebody evicts all that can be evicted from the cache of a node, again and again."""
-    argv = ["/usr/bin/python3", "-c", _EVICT, node.name, json.dumps(trim_facts(0))]
+    argv = agent_call_argv(node, "cache.trim", times=10_000, **trim_facts(0))
     with bed.frontend.popen(argv, env=CALL_ENVIRONMENT) as process:
         try:
             yield process
