@@ -250,6 +250,26 @@ def clone(bed: Testbed, image: Image, host: Node, **attributes: str) -> Vm:
     return vm
 
 
+def placed(bed: Testbed, image: Image, host: str = "host01") -> Vm:
+    """A VM that is powered off; its disk lies there as a prolog leaves it, but for our record.
+
+    Most tests are about what comes behind that, and an action less is a third of a second less.
+    """
+    vm = bed.vm(image)
+    bed.cloud.place(vm, host, bed.system)
+    bed.cloud.set_state(vm, objects.POWEROFF)
+    node, disk = bed.cluster.node(host), bed.disk_path(vm)
+    data = bed.frontend.read(image.source)
+    if image.persistent or image.format == "raw":
+        node.write(disk, data, mode=0o660)
+    else:
+        node.write(f"{disk}.base", data, mode=0o444)
+        options = ["-b", "disk.0.base", "-F", "qcow2"]
+        node.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, disk])
+        node.run(["chmod", "0660", disk])
+    return vm
+
+
 def bridged(bed: Testbed, image: Image, bridge: Node, *hosts: str) -> Node:
     """Move an image to a bridge host: the front-end has it no more."""
     bridge.write(entry_of(image), bed.frontend.read(entry_of(image)), mode=0o660)

@@ -23,13 +23,13 @@ from tests.drivers.conftest import (
     digest,
     entry_of,
     impatient,
+    placed,
     same_content,
     unfinished,
     write,
 )
 from tests.drivers.test_crash import persistent_image
 from tests.drivers.test_moving import tree
-from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.mads import TransferMad
 from tests.oned.objects import Vm

@@ -14,13 +14,13 @@ from tests.drivers.conftest import (
     configure_system,
     content,
     lock_held,
+    placed,
     points,
     program_before,
     unfinished,
     warnings,
     write,
 )
-from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import Image, Vm

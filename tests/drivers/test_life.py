@@ -13,10 +13,10 @@ from tests.drivers.conftest import (
     SMALL,
     SOURCES,
     digest,
+    placed,
     same_content,
     vm_files,
 )
-from tests.drivers.test_saving import placed
 from tests.oned import objects
 from tests.oned.probe import probe_monitor_ds
 from tests.testbed import AGENT, DATASTORES, REMOTES, Testbed

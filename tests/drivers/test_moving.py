@@ -18,12 +18,12 @@ from tests.drivers.conftest import (
     configure_system,
     entry_of,
     forget_log,
+    placed,
     points,
     program_before,
     same_content,
     vm_files,
 )
-from tests.drivers.test_saving import placed
 from tests.oned import objects, transfer
 from tests.oned.life import Life
 from tests.oned.objects import Datastore, Vm

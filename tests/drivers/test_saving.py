@@ -18,6 +18,7 @@ from tests.drivers.conftest import (
     bridged,
     content,
     digest,
+    placed,
     points,
     program_before,
     vm_files,
@@ -41,26 +42,6 @@ def running(bed: Testbed, image: Image, host: str = "host01") -> Vm:
     reply = bed.oned.instantiate(vm, host, bed.system)
     assert reply.success, reply.error
     bed.cloud.set_state(vm, objects.POWEROFF)
-    return vm
-
-
-def placed(bed: Testbed, image: Image, host: str = "host01") -> Vm:
-    """The same without a prolog: its disk lies there as a prolog leaves it.
-
-    Most tests are about what comes behind that, and an action less is a third of a second less.
-    """
-    vm = bed.vm(image)
-    bed.cloud.place(vm, host, bed.system)
-    bed.cloud.set_state(vm, objects.POWEROFF)
-    node, disk = bed.cluster.node(host), bed.disk_path(vm)
-    data = bed.frontend.read(image.source)
-    if image.persistent or image.format == "raw":
-        node.write(disk, data, mode=0o660)
-    else:
-        node.write(f"{disk}.base", data, mode=0o444)
-        options = ["-b", "disk.0.base", "-F", "qcow2"]
-        node.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, disk])
-        node.run(["chmod", "0660", disk])
     return vm
 
 

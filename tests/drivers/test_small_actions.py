@@ -17,11 +17,11 @@ from tests.drivers.conftest import (
     configure_system,
     digest,
     onestor_argv,
+    placed,
     program_before,
     vm_files,
     warnings,
 )
-from tests.drivers.test_saving import placed
 from tests.oned import objects
 from tests.oned.life import Life
 from tests.oned.objects import READY, Disk, Vm
