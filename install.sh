@@ -393,6 +393,7 @@ choose_interpreter() {
     if [[ -z $private_venv && -n $lacking && -n $packages && -z $tried ]]; then
         distribution_install
         pick_python
+        require_python
         chosen=''  # what it is may be another one by now
     fi
     # An environment we made stays in use, so that a second run changes nothing.

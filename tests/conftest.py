@@ -25,7 +25,7 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        variants = (mark.args[1] for mark in item.iter_markers("parametrize"))
+        variants = (each for mark in item.iter_markers("parametrize") for each in mark.args)
         if any(isinstance(each, Sampled) for each in variants):
             item.add_marker("sampled")
     places = {name: place for place, name in enumerate(_FIRST)}

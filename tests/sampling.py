@@ -18,7 +18,10 @@ Item = TypeVar("Item")
 
 
 class Sampled(list[Item]):
-    """Variants, not all of them at each run; a test parametrized with it is marked `sampled`."""
+    """Variants, not all of them at each run; a test parametrized with it is marked `sampled`.
+
+    One that draws a sample by itself has to have a mark of its own.
+    """
 
 
 def sample(items: Sequence[Item], count: int, seed: int = SEED) -> Sequence[Item]:

@@ -189,12 +189,13 @@ def _readable(content: bytes) -> Iterator[int]:
 def _dying_with_us() -> tuple[str, ...]:
     """What makes a program die when we do; nothing where setpriv(1) is older than 2.33.
 
-    Without it a program outlives a SIGKILL of ours and ends by itself; its file is a temporary.
+    Nor where its file has not the option's name in it, as a wrapper's. Without it a program
+    outlives a SIGKILL of ours and ends by itself; what it writes is a temporary.
     """
     setpriv = shutil.which("setpriv", path=search_path())
     if setpriv is None:
         return ()
-    # Whether the option's name is in it: to run it and see takes each agent and action 3 ms.
+    # Running it to find out would cost each agent and each action 3 ms.
     with contextlib.suppress(OSError), open(setpriv, "rb") as program:
         if b"pdeathsig" in program.read():
             return (setpriv, "--pdeathsig", "KILL", "--")

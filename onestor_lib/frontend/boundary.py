@@ -24,7 +24,7 @@ from onestor_lib.agent import crashpoints, signals
 from onestor_lib.agent.errors import OnestorError, ProgrammerError, Terminated, from_os_error
 from onestor_lib.frontend import bundle, config, log, message
 
-_GARBAGE = 50_000  # objects; what imports make by the hundred thousand stays, and looking is 6 ms
+_GARBAGE = 50_000  # objects; imports make more, and all of them stay
 _INTERRUPTED = 143  # as a shell says of a program that SIGTERM has ended
 
 

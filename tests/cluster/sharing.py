@@ -45,5 +45,5 @@ def _share(source: int, target: int, path: bytes) -> int:
 
 
 def unshare(target: Node, path: str) -> None:
-    """Undo `share`."""
+    """Undo `share`, or take off whatever else is mounted there."""
     target.run(["umount", path], user="root")

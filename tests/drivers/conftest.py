@@ -101,11 +101,12 @@ def same_content(bed: Testbed, host: Node, disk: str, image_format: str, source:
     """
     original = bed.frontend.path(source)
     facts = original.stat()
-    copy = f"{SOURCES}/compare-{facts.st_ino}-{facts.st_mtime_ns}"
+    copy = f"{SOURCES}/compare-{facts.st_ino}-{facts.st_ctime_ns}"
     if not host.exists(copy):
-        argv = ["cp", "--sparse=always", str(original), str(host.path(copy))]
-        subprocess.run(argv, check=True)
-        host.path(copy).chmod(0o644)
+        part = host.path(f"{copy}.part")
+        subprocess.run(["cp", "--sparse=always", str(original), str(part)], check=True)
+        part.chmod(0o644)
+        part.rename(host.path(copy))
     source_format = "qcow2" if source.endswith("qcow2") else "raw"
     argv = ["qemu-img", "compare", "-U", "-f", source_format, "-F", image_format, copy, disk]
     return host.run(argv, check=False).returncode == 0

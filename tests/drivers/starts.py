@@ -91,12 +91,14 @@ def counted_starts(bed: Testbed) -> Iterator[Starts]:
             planted.callback(unshare, node, path)
 
         mount(frontend, "tmpfs", "mode=755", _LINKS)  # its links go with it
-        for name in _programs(bed) - {_INTERPRETER, _COMMAND}:
+        programs = _programs(bed)
+        for name in programs - {_INTERPRETER, _COMMAND}:
             frontend.path(f"{_LINKS}/{name}").symlink_to(_SCRIPT)
         for node in bed.hosts:
-            link = node.path(f"{_BEFORE}/{_INTERPRETER}")
-            link.symlink_to(_SCRIPT)
-            planted.callback(link.unlink)
+            if _INTERPRETER in programs:
+                link = node.path(f"{_BEFORE}/{_INTERPRETER}")
+                link.symlink_to(_SCRIPT)
+                planted.callback(link.unlink)
             for path in (_NOTES, _LINKS):
                 share(frontend, node, path)
                 planted.callback(unshare, node, path)

@@ -126,7 +126,7 @@ def test_D15_what_premigrate_is_told_and_what_the_hypervisors_script_needs(
 def test_D16_nothing_goes_where_the_guest_still_runs_or_libvirt_does_not_tell(
     world: World, vm: Vm
 ) -> None:
-    """libvirt has reported one thing and done the other."""
+    """libvirt has reported one thing and done the other, or does not answer."""
     half = f"{world.directory(vm)}/disk.0"
     world.two.write(half, b"half of it")
 

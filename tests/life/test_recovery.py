@@ -80,8 +80,8 @@ def test_G5_G6_G8_G9_G12_snapshots_and_live_migrations(world: World, vm: Vm, rep
 def test_G7_incremental_backups(world: World, vm: Vm, replica: Node) -> None:
     """Three rounds of each by turns: every increment is right, and so is every copy.
 
-    The copies of the guest at work are before the backups, those of one that stands still are
-    behind them: what the backup has, too.
+    The first copy, of the guest at work, is before the backups; the others, of one that stands
+    still, are behind them: what the backup has, too.
     """
     names: list[str] = []
     for number in range(3):
@@ -351,15 +351,17 @@ def test_G13_dead_hosts_and_replicas_and_slow_vms_delay_no_other(
         program_before(world.one, "virsh", stuck),
         world.bed.frontend.popen(argv("run"), env=CALL_ENVIRONMENT) as at_work,
     ):
-        wait_until(lambda: world.one.exists("/var/tmp/stuck"), "one is stuck", 60)
-        wait_until(lambda: copies(world, other) != before, "the other one is copied", 20)
-        first = copies(world, other)
-        begin = time.monotonic()
-        assert "DISK_SIZE" in world.probe("host01", vm)
-        assert time.monotonic() - begin < 2
-        assert "another pass is at work" in run(world)
-        wait_until(lambda: copies(world, other) != first, "and again when it is due", 60)
-        assert set(copies(world, vm)) <= set(kept)  # none is made yet
-        world.one.run(["rm", "/var/tmp/stuck"])
+        try:
+            wait_until(lambda: world.one.exists("/var/tmp/stuck"), "one is stuck", 60)
+            wait_until(lambda: copies(world, other) != before, "the other one is copied", 20)
+            first = copies(world, other)
+            begin = time.monotonic()
+            assert "DISK_SIZE" in world.probe("host01", vm)
+            assert time.monotonic() - begin < 2
+            assert "another pass is at work" in run(world)
+            wait_until(lambda: copies(world, other) != first, "and again when it is due", 60)
+            assert set(copies(world, vm)) <= set(kept)  # none is made yet
+        finally:
+            world.one.run(["rm", "-f", "/var/tmp/stuck"])
         at_work.wait(timeout=120)
     assert len(copies(world, vm)) == 1 and copies(world, vm) != kept

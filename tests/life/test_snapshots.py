@@ -303,15 +303,17 @@ def test_E10_F3_the_job_of_an_action_that_was_killed_is_cancelled_at_once(
 
 
 def test_E11_other_hypervisors_and_vms_that_do_not_run(world: World, vm: Vm) -> None:
-    world.kvm.virsh("host01", "destroy", vm.deploy_id)
-    before = world.names(world.one, vm)
-    reply = world.life.snapshot(vm, vm.disks[0])
-    assert not reply.success and "host01" in reply.error
-    assert world.names(world.one, vm) == before
-
-    vm.history[-1].vm_mad = "lxc"
+    driver, vm.history[-1].vm_mad = vm.history[-1].vm_mad, "lxc"
     world.bed.cloud.save(vm)
     line = transfer.snapshot(vm, vm.disks[0], "SNAP_CREATE_LIVE", 0)
     reply = world.bed.oned.vmm.run_line(line)
     assert not reply.success and "'lxc'" in reply.error
     assert names(world, vm) == set()
+    vm.history[-1].vm_mad = driver
+    world.bed.cloud.save(vm)
+
+    world.kvm.virsh("host01", "destroy", vm.deploy_id)
+    before = world.names(world.one, vm)
+    reply = world.life.snapshot(vm, vm.disks[0])
+    assert not reply.success and "host01" in reply.error
+    assert world.names(world.one, vm) == before
