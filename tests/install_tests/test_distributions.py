@@ -43,11 +43,12 @@ LIBRARIES = "python3-lxml python3-paramiko python3-click"
 
 @dataclass
 class Machine:
-    """The front-end on a machine of another distribution."""
+    """The front-end on a machine of another distribution; what its package manager ``does``."""
 
     front_end: FrontEnd
     release: str
     manager: str
+    does: str = ""
 
     def run(self, *args: str, status: int = 0) -> str:
         base = self.front_end.base
@@ -57,7 +58,7 @@ class Machine:
             (base / "tools" / name).unlink(missing_ok=True)
         if self.manager:
             log = f'#!/bin/sh\necho "$(basename "$0") $*" >>"{base}/manager.log"\n'
-            script(base / "tools" / self.manager, log.encode())
+            script(base / "tools" / self.manager, (log + self.does).encode())
         mount = 'mount --bind "$0" /etc/os-release && exec "$@"'
         argv = ["unshare", "--mount", "sh", "-c", mount, str(base / "os-release")]
         places = ["--remotes", str(self.front_end.remotes), "--etc", str(self.front_end.etc)]
@@ -222,6 +223,14 @@ def test_packages_bring_a_python_when_there_is_none(front_end: FrontEnd) -> None
     other.manager = ""
     (base / "bin/python3.11").unlink()
     assert "neither apt-get nor dnf nor yum is here" in other.run("--packages", status=1)
+
+
+def test_packages_that_take_the_only_python_away(front_end: FrontEnd) -> None:
+    (front_end.base / "lacks-packages").touch()
+    other = machine(front_end, DEBIAN_12, "apt-get")
+    other.does = f"rm -f {front_end.base}/bin/python3\n"
+    assert "no python3 >= 3.9 that" in other.run("--packages", status=1)
+    assert not (front_end.remotes / "tm/onestor").exists()
 
 
 @pytest.mark.parametrize(
