@@ -221,17 +221,17 @@ def test_D6_another_datastore_of_the_same_host(bed: Testbed, vm: Vm) -> None:
         bed.cloud.delete(other)
 
 
-def test_D6_another_datastore_on_another_file_system(bed: Testbed, vm: Vm) -> None:
+def test_D6_another_datastore_on_another_file_system(bed: Testbed, cloned: Vm) -> None:
     other = bed.cloud.add_system_datastore(id=112)
-    host, old = bed.hosts[0], directory_of(bed, vm)
+    host, old = bed.hosts[0], directory_of(bed, cloned)
     host.run(["mkdir", "-p", f"{DATASTORES}/112"])
     host.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", f"{DATASTORES}/112"], user="root")
     host.run(["chown", "oneadmin:oneadmin", f"{DATASTORES}/112"], user="root")
     before = tree(host, old)
     try:
-        reply = move(bed, vm, "host01", other)
+        reply = move(bed, cloned, "host01", other)
         assert reply.success, reply.error
-        assert tree(host, directory_of(bed, vm)) == before and not host.exists(old)
+        assert tree(host, directory_of(bed, cloned)) == before and not host.exists(old)
     finally:
         host.run(["umount", f"{DATASTORES}/112"], user="root")
         bed.cloud.delete(other)
