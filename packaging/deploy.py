@@ -37,7 +37,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import takeover
-from manifest import MANIFEST, Failure, Manifest
+from failure import Failure, status_of
+from manifest import MANIFEST, Manifest
 
 # Of the tree that is installed from: root runs nothing out of the remotes directory.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -938,29 +939,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--mend", default="install.sh")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args(argv)
-    source = Path(__file__).resolve().parent.parent
-    remotes = args.remotes
     # The umask and these settings of the caller must not show in what hosts get.
     os.umask(0o022)
     sys.pycache_prefix = None
-    try:
-        owner = Owner.parse(args.user)
-        if args.command == "check":
-            return check(remotes, owner, source, args.mend)
-        with locked(remotes) as place:
-            deployment = Deployment(remotes, owner, place, args.dry_run)
-            if args.command == "install":
-                install(deployment, source, args.interpreter, args.venv)
-                say(deployment.summary("everything is in place already, nothing to change"))
-            else:
-                uninstall(deployment, args.venv)
-                say(deployment.summary("onestor is not installed, nothing to remove"))
-    except Failure as err:
-        sys.stderr.write(f"install.sh: {err}\n")
-        return 1
-    except OSError as err:
-        sys.stderr.write(f"install.sh: {args.command}: {err.filename}: {err.strerror}\n")
-        return 1
+    return status_of(args.command, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    source, remotes = Path(__file__).resolve().parent.parent, args.remotes
+    owner = Owner.parse(args.user)
+    if args.command == "check":
+        return check(remotes, owner, source, args.mend)
+    with locked(remotes) as place:
+        deployment = Deployment(remotes, owner, place, args.dry_run)
+        if args.command == "install":
+            install(deployment, source, args.interpreter, args.venv)
+            say(deployment.summary("everything is in place already, nothing to change"))
+        else:
+            uninstall(deployment, args.venv)
+            say(deployment.summary("onestor is not installed, nothing to remove"))
     return 0
 
 

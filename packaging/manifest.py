@@ -11,14 +11,9 @@ import json
 import os
 import sys
 
+from failure import Failure, status_of
+
 MANIFEST = "onestor_lib/INSTALLED"
-
-
-class Failure(Exception):
-    """The one line that install.sh ends with: step, path, cause."""
-
-    def __init__(self, step: str, path: object, cause: str) -> None:
-        super().__init__(f"{step}: {path}: {cause}")
 
 
 class Manifest:
@@ -53,17 +48,10 @@ class Manifest:
 
 
 def main(remotes: str, *fields: str) -> int:
-    try:
-        manifest = Manifest.read(remotes)
-    except Failure as err:
-        sys.stderr.write(f"install.sh: {err}\n")
-        return 1
-    except OSError as err:
-        sys.stderr.write(f"install.sh: recorded: {err.filename}: {err.strerror}\n")
-        return 1
+    manifest = Manifest.read(remotes)
     sys.stdout.write("".join(f"{getattr(manifest, name)}\n" for name in fields))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(status_of("recorded", lambda: main(*sys.argv[1:])))

@@ -62,6 +62,11 @@ class World:
         found = {name[len(prefix) :] for name in self.bed.files(node) if name.startswith(prefix)}
         return {name for name in found if not name.startswith(".")}
 
+    def domain_xml(self, vm: Vm) -> str:
+        """What libvirt says of a VM; nothing where it does not run."""
+        host = vm.history[-1].hostname
+        return self.kvm.virsh(host, "dumpxml", vm.deploy_id, check=False)
+
     def probe(self, host: str, vm: Vm) -> str:
         """What the host's probe says of the VM's disks."""
         directory = f"{DATASTORES}/{vm.history[-1].ds_id}"
@@ -126,6 +131,27 @@ def world(running_world: World) -> Iterator[World]:
     for node in bed.hosts:
         node.mend_link()
     bed.assert_at_rest()
+
+
+@pytest.fixture
+def vm(world: World) -> Iterator[Vm]:
+    """A VM that runs on host01 and writes to its thin disk."""
+    yield from at_work(world)
+
+
+@pytest.fixture
+def with_raw(world: World) -> Iterator[Vm]:
+    """The same with a persistent disk that is raw."""
+    yield from at_work(world, world.bed.image(f"{SOURCES}/guest.raw", persistent=True))
+
+
+def at_work(world: World, *more: Image) -> Iterator[Vm]:
+    vm = world.bed.vm(world.image(), *more)
+    reply = world.life.instantiate(vm, "host01", world.bed.system)
+    assert reply.success, reply.error
+    world.kvm.guest_at_work(vm, "host01")
+    yield vm
+    assert "mirror" not in world.domain_xml(vm)
 
 
 @pytest.fixture

@@ -15,25 +15,13 @@ from tests.testbed import DATASTORES
 from tests.waiting import wait_until
 
 
-@pytest.fixture
-def vm(world: World) -> Iterator[Vm]:
-    """A VM that runs on host01 and writes to its thin disk."""
-    yield from started(world)
-
-
-@pytest.fixture
-def with_raw(world: World) -> Iterator[Vm]:
-    """The same with a persistent disk that is raw."""
-    yield from started(world, world.bed.image(f"{SOURCES}/guest.raw", persistent=True))
-
-
-def started(world: World, *more: Image) -> Iterator[Vm]:
-    vm = world.bed.vm(world.image(), *more)
-    assert world.life.instantiate(vm, "host01", world.bed.system).success
-    world.kvm.guest_at_work(vm, "host01")
-    yield vm
-    assert world.kvm.state(vm, "host01") == "running"
-    assert "mirror" not in world.kvm.virsh("host01", "dumpxml", f"one-{vm.id}")
+@pytest.fixture(autouse=True)
+def guests_go_on(request: pytest.FixtureRequest, world: World) -> Iterator[None]:
+    names = sorted({"vm", "with_raw"} & set(request.fixturenames))
+    vms = [request.getfixturevalue(name) for name in names]
+    yield
+    for vm in vms:
+        assert world.kvm.state(vm, "host01") == "running"
 
 
 def saved(world: World, vm: Vm, disk: int = 0) -> Image:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,7 @@ from tests.cluster import Node
 from tests.drivers.conftest import agents, points, program_before, unfinished, warnings
 from tests.life.conftest import SOURCES, World
 from tests.oned import transfer
-from tests.oned.objects import Image, Vm
+from tests.oned.objects import Vm
 from tests.oned.reply import Reply
 from tests.testbed import DATASTORES
 from tests.waiting import wait_until
@@ -22,32 +21,8 @@ from tests.waiting import wait_until
 MB = 1 << 20
 
 
-@pytest.fixture
-def vm(world: World) -> Iterator[Vm]:
-    """A VM that runs on host01 and writes to its thin disk."""
-    yield from started(world)
-
-
-@pytest.fixture
-def with_raw(world: World) -> Iterator[Vm]:
-    """The same with a persistent disk that is raw."""
-    yield from started(world, world.bed.image(f"{SOURCES}/guest.raw", persistent=True))
-
-
-def started(world: World, *more: Image) -> Iterator[Vm]:
-    vm = world.bed.vm(world.image(), *more)
-    good(world.life.instantiate(vm, "host01", world.bed.system))
-    world.kvm.guest_at_work(vm, "host01")
-    yield vm
-    assert "mirror" not in xml(world, vm)
-
-
 def good(reply: Reply) -> None:
     assert reply.success, reply.error
-
-
-def xml(world: World, vm: Vm) -> str:
-    return world.kvm.virsh(vm.history[-1].hostname, "dumpxml", vm.deploy_id, check=False)
 
 
 def chain(world: World, disk: str) -> str:
@@ -289,10 +264,10 @@ def test_E10_F3_the_job_of_an_action_that_was_killed_is_cancelled_at_once(
     number = world.life._snapshots_of(vm, template).add("", 64)
     line = transfer.snapshot(vm, template, "SNAP_CREATE_LIVE", number)
     call = world.bed.oned.transfer_mad.start_script([line])
-    wait_until(lambda: "<mirror" in xml(world, vm), "the disk is copied")
+    wait_until(lambda: "<mirror" in world.domain_xml(vm), "the disk is copied")
     world.one.run(["kill", "-KILL", *map(str, agents(world.one))])
     assert not call.wait().success
-    assert "<mirror" in xml(world, vm)
+    assert "<mirror" in world.domain_xml(vm)
     world.bed.configure('BLOCK_JOB_TIMEOUT="600"\n')
     begin = time.monotonic()
     good(world.life.snapshot(vm, template))
